@@ -1,0 +1,50 @@
+# The only things that a machine needs beforehand are make and Python ≥ 3.11 with venv and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALLED := $(VENV)/installed
+INSTALLED_TEST := $(VENV)/installed-test
+
+.DEFAULT_GOAL := help
+.PHONY: run test lint bench gpu clean help
+
+run: $(INSTALLED)  ## compare the policies on a quick experiment and report
+	$(BIN)/python -m agent.evaluate experiment=quick
+
+test: lint  ## everything that must hold: lint, types, tests
+	$(BIN)/python -m pytest -n auto --dist loadgroup --ignore=tests/benchmarks
+
+lint: $(INSTALLED_TEST)  ## style and types only
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(INSTALLED_TEST)  ## how fast the engine is on this machine
+	$(BIN)/python -m pytest tests/benchmarks
+
+gpu:  ## measurements on a GPU
+	@echo "nothing measures a GPU yet"
+
+clean:  ## remove what these commands made, the environment included
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache \
+		.ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit( \
+		f"Python 3.11 or newer is needed, $(PYTHON) is {v[0]}.{v[1]}: make ... PYTHON=python3.12")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo "$(PYTHON) lacks venv or ensurepip: on Debian, apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e .
+	@touch $@
+
+$(INSTALLED_TEST): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[test]'
+	@touch $@ $(INSTALLED)

@@ -1,0 +1,54 @@
+"""What the rules share: a base for those without state, and choosing among allowed replicas."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from jaxtyping import Bool, Int, Num
+
+from sim.observation import Array, Observation
+from sim.policy import SHED
+from sim.types import Cluster
+
+
+class Rule(ABC):
+    """A policy without state that hosts every model."""
+
+    name: str
+
+    def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """All of the models on offer."""
+        return models
+
+    def init(self, cluster: Cluster) -> tuple[()]:
+        """No state."""
+        return ()
+
+    def decide(self, state: tuple[()], observation: Observation) -> tuple[Any, tuple[()]]:
+        """The rule's choice."""
+        return self.choose(observation), state
+
+    @abstractmethod
+    def choose(self, observation: Observation) -> Int[Array, ""]:
+        """A replica that the mask allows, or SHED."""
+
+
+def least(
+    observation: Observation, score: Num[Array, " R"], allowed: Bool[Array, " R"]
+) -> Int[Array, ""]:
+    """The allowed replica with the least score, the first of equals; SHED if none is allowed."""
+    xp = observation.xp
+    top = xp.inf if xp.isdtype(score.dtype, "real floating") else xp.iinfo(score.dtype).max
+    best = xp.argmin(xp.where(allowed, score, top))
+    return xp.where(xp.any(allowed), best, SHED)
+
+
+def load(observation: Observation) -> Int[Array, " R"]:
+    """How busy each replica is: requests inside its device, then inside itself."""
+    inside = observation.inside
+    on_device = observation.cluster.same_device @ inside
+    return on_device * (1 + observation.xp.sum(inside)) + inside
+
+
+def pressed(observation: Observation) -> Int[Array, ""]:
+    """The choice where no replica is predicted to be in time: the earliest predicted finish."""
+    return least(observation, observation.predicted_finish_ticks, observation.mask)

@@ -1,0 +1,44 @@
+"""The rate that a model can sustain: what grids of rates are multiples of."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from agent.baselines import LeastLoaded
+from sim.cluster import simulate
+from sim.ticks import NEVER, TICKS_PER_S
+from sim.types import Bounds, Cluster, Outcome, Workload, truncate
+
+BACKLOG = 2000  # requests
+MIDDLE = (0.2, 0.8)  # shares of the finishes between which the throughput is taken
+
+
+def capacity_rps(cluster: Cluster, workload: Workload, backlog: int = BACKLOG) -> float:
+    """Throughput of a cluster, in requests/s, on a backlog without bounds.
+
+    All requests are there at the start and none is cancelled; filling up and draining are left
+    out: what counts are the finishes from the 20th to the 80th of 100.
+
+    Args:
+        cluster: the replicas to saturate.
+        workload: where the lengths and tasks of the backlog come from, in order of arrival.
+        backlog: most requests to take.
+
+    Raises:
+        ValueError: if fewer than 20 requests can be served.
+    """
+    waiting = truncate(workload, np.arange(len(workload)) < backlog)
+    waiting = replace(waiting, arrival_ticks=np.zeros(len(waiting), np.int64))
+    patient = replace(
+        cluster,
+        max_queue=np.full(cluster.n_replicas, max(len(waiting), 1), np.int32),
+        cancel_expired=False,
+    )
+    never = np.full(len(waiting), NEVER)
+    bounds = Bounds(e2e_ticks=never, ttft_ticks=never, tpot_ticks=never, grace_ticks=0)
+    result = simulate(patient, waiting, bounds, LeastLoaded())
+    finishes = np.sort(result.leave_ticks[result.outcome == Outcome.FINISHED])
+    if len(finishes) < 20:
+        raise ValueError(f"capacity needs 20 requests that can be served, got {len(finishes)}")
+    first, last = (int(share * len(finishes)) for share in MIDDLE)
+    return (last - first) * TICKS_PER_S / int(finishes[last] - finishes[first])

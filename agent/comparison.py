@@ -1,0 +1,161 @@
+"""From trials to what can be said: each policy in each cell, with paired confidence intervals.
+
+A cell is a scenario at a rate. The units of the bootstrap are the (seed, window) pairs of a cell;
+performance is the ratio of sums over them, so that a window weighs as much as its peak.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from jaxtyping import Float64
+from scipy.stats import bootstrap
+
+from agent.trial import Trial
+from sim.metrics import Percentiles, Summary
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+Cell = tuple[str, float | None]  # scenario, rate in requests/s
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one policy does in one cell, over all seeds."""
+
+    scenario: str
+    rate_rps: float | None
+    policy: str
+    static: bool
+    performance: Interval  # utility earned / peak
+    best: bool  # none earns more in this cell
+    best_static: str | None  # the static policy that earns most in this cell
+    difference: Interval | None  # performance minus that of `best_static`; None for itself
+    worst_seed: float  # performance on the workload seed where it is lowest
+    mean: Mapping[str, float | None]  # means over seeds: `summary_values` of the trials
+
+
+def compare(trials: Sequence[Trial]) -> list[Standing]:
+    """Every policy in every cell, cells and policies in the order in which they first occur.
+
+    Raises:
+        ValueError: if the trials of a cell are not paired, or have fewer than two windows.
+    """
+    cells: dict[Cell, dict[str, list[Trial]]] = {}
+    for trial in trials:
+        cell = cells.setdefault((trial.scenario, trial.rate_rps), {})
+        cell.setdefault(trial.policy, []).append(trial)
+    return [standing for policies in cells.values() for standing in _compare_cell(policies)]
+
+
+def cells_of(standings: Sequence[Standing]) -> list[Cell]:
+    """The cells, in order."""
+    return list(dict.fromkeys((s.scenario, s.rate_rps) for s in standings))
+
+
+def policies_of(standings: Sequence[Standing]) -> list[str]:
+    """The policies, in order."""
+    return list(dict.fromkeys(s.policy for s in standings))
+
+
+def summary_values(summary: Summary) -> dict[str, float | None]:
+    """The numbers of a summary under flat names, such as `ttft_s.p99` and `windows_above.0.90`."""
+    flat: dict[str, float | None] = {}
+    for field in fields(summary):
+        value = getattr(summary, field.name)
+        if isinstance(value, Percentiles):
+            flat |= {f"{field.name}.{p}": getattr(value, p) for p in ("p50", "p95", "p99")}
+        elif isinstance(value, dict):
+            flat |= {f"{field.name}.{name}": share for name, share in value.items()}
+        else:
+            flat[field.name] = value
+    return flat
+
+
+def _compare_cell(policies: Mapping[str, list[Trial]]) -> list[Standing]:
+    """The policies of one cell, whose trials must be of the same requests."""
+    peak = _peaks(policies)
+    counted = peak > 0
+    if counted.sum() < 2:
+        raise ValueError("a confidence interval needs two windows with arrivals at the least")
+    earned = {name: _joined(trials, "earned")[counted] for name, trials in policies.items()}
+    peak = peak[counted]
+    total = {name: float(sums.sum()) for name, sums in earned.items()}
+    statics = [name for name, trials in policies.items() if trials[0].static]
+    best_static = max(statics, key=total.__getitem__) if statics else None
+    highest = max(total.values())
+    standings = []
+    for name, trials in policies.items():
+        difference = None
+        if best_static is not None and name != best_static:
+            difference = ratio_interval(earned[name] - earned[best_static], peak)
+        standings.append(
+            Standing(
+                scenario=trials[0].scenario,
+                rate_rps=trials[0].rate_rps,
+                policy=name,
+                static=trials[0].static,
+                performance=ratio_interval(earned[name], peak),
+                best=math.isclose(total[name], highest, rel_tol=1e-12),
+                best_static=best_static,
+                difference=difference,
+                worst_seed=min(sum(t.earned) / sum(t.peak) for t in trials if any(t.peak)),
+                mean=_means([summary_values(trial.summary) for trial in trials]),
+            )
+        )
+    return standings
+
+
+def ratio_interval(part: Float64[np.ndarray, " U"], whole: Float64[np.ndarray, " U"]) -> Interval:
+    """Sum of `part` / sum of `whole` with its percentile bootstrap interval over the U units."""
+
+    def ratio(
+        a: Float64[np.ndarray, "*R U"], b: Float64[np.ndarray, "*R U"], axis: int
+    ) -> Float64[np.ndarray, "*R"]:
+        return a.sum(axis=axis) / b.sum(axis=axis)
+
+    drawn = bootstrap(
+        (part, whole),
+        ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Interval(float(part.sum() / whole.sum()), float(drawn.low), float(drawn.high))
+
+
+def _peaks(policies: Mapping[str, list[Trial]]) -> Float64[np.ndarray, " U"]:
+    peaks = {name: _joined(trials, "peak") for name, trials in policies.items()}
+    first = next(iter(peaks.values()))
+    for name, peak in peaks.items():
+        if not np.array_equal(peak, first):
+            raise ValueError(f"{name} was not given the same requests as {next(iter(peaks))}")
+    return first
+
+
+def _joined(trials: list[Trial], name: str) -> Float64[np.ndarray, " U"]:
+    ordered = sorted(trials, key=lambda trial: trial.seed)
+    return np.concatenate([np.asarray(getattr(trial, name)) for trial in ordered])
+
+
+def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """Means over seeds; None where some seed has no value."""
+    means: dict[str, float | None] = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        known = [value for value in values if value is not None]
+        means[name] = float(np.mean(known)) if len(known) == len(values) else None
+    return means

@@ -1,0 +1,110 @@
+"""The command that compares policies on identical workloads: `python -m agent.evaluate`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import hydra
+import pyarrow as pa
+import pyarrow.csv
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from agent.comparison import Standing, cells_of, compare, policies_of
+from agent.evaluation import EvaluationSpec, PolicySpec, play
+from agent.provenance import rules_hash
+from agent.report import write_report
+from agent.trial import PolicyConfig, Trial
+from sim.config import ConfigError, check
+from sim.profile import load_bundle
+
+
+def write_results(
+    spec: EvaluationSpec,
+    trials: Sequence[Trial],
+    standings: Sequence[Standing],
+    provenance: dict[str, str],
+) -> None:
+    """Write `results.json`, all there is, and `summary.csv`, a row per cell and policy."""
+    folder = Path(spec.output_dir)
+    content = {
+        "provenance": provenance,
+        "config": spec.model_dump(mode="json"),
+        "standings": [asdict(standing) for standing in standings],
+        "trials": [asdict(trial) for trial in trials],
+    }
+    (folder / "results.json").write_text(json.dumps(content, indent=1, allow_nan=False))
+    rows = [_row(standing) for standing in standings]
+    pyarrow.csv.write_csv(pa.Table.from_pylist(rows), folder / "summary.csv")
+
+
+def _row(standing: Standing) -> dict[str, str | float | bool | None]:
+    difference = standing.difference
+    return {
+        "scenario": standing.scenario,
+        "rate_rps": standing.rate_rps,
+        "policy": standing.policy,
+        "performance": standing.performance.value,
+        "performance_low": standing.performance.low,
+        "performance_high": standing.performance.high,
+        "best_static": standing.best_static,
+        "difference": difference and difference.value,
+        "difference_low": difference and difference.low,
+        "difference_high": difference and difference.high,
+        "worst_seed": standing.worst_seed,
+        **{name: value for name, value in standing.mean.items() if name != "performance"},
+    }
+
+
+def standings_table(standings: Sequence[Standing]) -> Table:
+    """Performance in percent of peak, policies by cells, the best of each cell marked."""
+    table = Table(title="utility earned, % of peak", title_justify="left", box=None)
+    table.add_column("", no_wrap=True)
+    cells = cells_of(standings)
+    for scenario, rate in cells:
+        unit = "" if rate is None else f"\n{rate:.3g}/s"
+        table.add_column(f"{scenario}{unit}", justify="right")
+    at = {(s.policy, s.scenario, s.rate_rps): s for s in standings}
+    for policy in policies_of(standings):
+        row = [at[policy, *cell] for cell in cells]
+        texts = [f"{100 * standing.performance.value:.1f}" for standing in row]
+        marked = [f"[bold green]{t}[/]" if s.best else t for s, t in zip(row, texts, strict=True)]
+        table.add_row(policy, *marked)
+    return table
+
+
+def _policy_configs(spec: EvaluationSpec) -> dict[str, PolicyConfig]:
+    """Compose the policies from `conf/policy` by name."""
+    configs: dict[str, PolicyConfig] = {}
+    for entry in spec.policies:
+        chosen = entry if isinstance(entry, PolicySpec) else PolicySpec(policy=entry, label=entry)
+        try:
+            node = hydra.compose(f"policy/{chosen.policy}").policy
+        except hydra.errors.MissingConfigException:
+            raise ConfigError("policies", chosen.policy, "no such file in conf/policy") from None
+        values = OmegaConf.to_container(node, resolve=True)
+        configs[chosen.label] = {**values, **chosen.settings}
+    return configs
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")
+def main(config: DictConfig) -> None:
+    """Compare policies; ends with a table and the path of a report."""
+    console = Console()
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+        spec = check(EvaluationSpec, values, "evaluate")
+        trials, capacities = evaluate(spec, _policy_configs(spec), console)
+        standings = compare(trials)
+    except ConfigError as refused:
+        console.print(f"[red]{refused}[/]", highlight=False)
+        sys.exit(2)
+    ...
+
+
+if __name__ == "__main__":
+    main()

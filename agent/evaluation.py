@@ -1,0 +1,180 @@
+"""An evaluation: its typed configuration, the trials it comes to, and playing those not on file.
+
+Cells (scenario x rate), seeds and policies make trials, which run in parallel. A finished trial is
+a file named by a hash of all that it depends on: a second run, after a kill or a changed setting,
+plays only what is missing.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Self
+
+import numpy as np
+from joblib import Parallel, delayed
+from pydantic import Field, JsonValue, model_validator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from agent.capacity import capacity_rps
+from agent.trial import Job, PolicyConfig, Setting, Trial, draw, load, run, save, trial_key
+from sim.config import Spec
+from sim.deploy import ClusterSpec, build_cluster
+from sim.profile import Bundle, load_bundle
+from sim.tasks import TasksSpec
+from sim.utility import UtilitySpec
+from sim.workload import WorkloadSpec, at_rate, content_hash
+
+
+class LogGrid(Spec):
+    """`n` rates from `low` to `high`, evenly apart in their logarithm.
+
+    In multiples of the measured capacity of the cluster with its largest model alone.
+    """
+
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+    n: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.low < self.high) != (self.n > 1) or self.low > self.high:
+            raise ValueError("low must be < high, or equal to it with n = 1")
+        return self
+
+
+class ScenarioSpec(Spec):
+    """A workload and the rates at which it is played: a cell for each."""
+
+    workload: WorkloadSpec
+    rates: LogGrid | tuple[Annotated[float, Field(gt=0)], ...] | None  # null: the workload's own
+
+
+class PolicySpec(Spec):
+    """A policy of `conf/policy`, with settings of its own and a label to tell it by."""
+
+    policy: str
+    label: str
+    settings: dict[str, JsonValue] = {}
+
+
+class EvaluationSpec(Spec):
+    """All that `python -m agent.evaluate` is told."""
+
+    name: str
+    output_dir: str
+    cluster: ClusterSpec
+    tasks: TasksSpec
+    utility: UtilitySpec
+    policies: tuple[str | PolicySpec, ...] = Field(min_length=1)
+    scenarios: dict[str, ScenarioSpec] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    window_s: float = Field(gt=0)
+    n_jobs: int = Field(ge=-1)  # −1: all cores
+    resume: bool
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        labels = [p if isinstance(p, str) else p.label for p in self.policies]
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"policies must have different labels, got {labels}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ, got {list(self.seeds)}")
+        if self.n_jobs == 0:
+            raise ValueError("n_jobs must be ≥ 1, or -1 for all cores")
+        return self
+
+    @property
+    def setting(self) -> Setting:
+        """What all trials share."""
+        return Setting(
+            cluster=self.cluster, tasks=self.tasks, utility=self.utility, window_s=self.window_s
+        )
+
+
+def play(
+    spec: EvaluationSpec, policies: Mapping[str, PolicyConfig], console: Console
+) -> tuple[list[Trial], dict[str, float]]:
+    """All trials of an evaluation, and the capacity of the largest model in each scenario.
+
+    Args:
+        spec: the evaluation.
+        policies: label -> configuration with a `_target_`.
+        console: where progress is shown.
+    """
+    bundle = load_bundle(spec.cluster.profile)
+    capacities: dict[str, float] = {}
+    jobs: list[Job] = []
+    for name, scenario in spec.scenarios.items():
+        with console.status(f"{name}: capacity of {spec.cluster.models[-1]}"):
+            capacities[name] = _capacity_rps(spec, scenario, bundle)
+        for rate in _rates(scenario.rates, capacities[name]):
+            workload = scenario.workload if rate is None else at_rate(scenario.workload, rate)
+            jobs += [
+                Job(name, rate, seed, label, config, workload)
+                for seed in spec.seeds
+                for label, config in policies.items()
+            ]
+    return _play(jobs, spec, bundle, console), capacities
+
+
+def _capacity_rps(spec: EvaluationSpec, scenario: ScenarioSpec, bundle: Bundle) -> float:
+    offered = build_cluster(spec.cluster, bundle, spec.tasks.names)
+    largest = build_cluster(spec.cluster, bundle, spec.tasks.names, spec.cluster.models[-1:])
+    return capacity_rps(largest, draw(scenario.workload, spec.seeds[0], spec.setting, offered))
+
+
+def _rates(
+    rates: LogGrid | tuple[float, ...] | None, capacity_rps: float
+) -> Sequence[float | None]:
+    match rates:
+        case None:
+            return [None]
+        case LogGrid():
+            grid = np.geomspace(rates.low, rates.high, rates.n) * capacity_rps
+            return [float(f"{rate:.3g}") for rate in grid]
+        case _:
+            return rates
+
+
+def _play(
+    jobs: Sequence[Job], spec: EvaluationSpec, bundle: Bundle, console: Console
+) -> list[Trial]:
+    """Run what is not on file; trials in the order of the jobs."""
+    files = _files(jobs, spec, bundle)
+    found = [spec.resume and file.is_file() for file in files]
+    # the longest first, so that no core waits for a long one at the end
+    missing = [i for i, known in enumerate(found) if not known]
+    missing.sort(key=lambda i: jobs[i].rate_rps or np.inf, reverse=True)
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("trials, left"), TimeRemainingColumn(), console=console,
+    )  # fmt: skip
+    with progress:
+        bar = progress.add_task("", total=len(jobs), completed=sum(found))
+        parallel = Parallel(n_jobs=spec.n_jobs, return_as="generator_unordered")
+        work = (delayed(_run_to_file)(jobs[i], spec.setting, bundle, files[i]) for i in missing)
+        for job in parallel(work):
+            rate = "" if job.rate_rps is None else f" {job.rate_rps:g} req/s"
+            text = f"{job.scenario}{rate} · {job.policy}"
+            progress.update(bar, advance=1, description=f"{text:<45}")
+    return [load(file, job) for file, job in zip(files, jobs, strict=True)]
+
+
+def _files(jobs: Sequence[Job], spec: EvaluationSpec, bundle: Bundle) -> list[Path]:
+    """The file of each trial; a workload is drawn once for all policies to name it by content."""
+    folder = Path(spec.output_dir, "trials")
+    offered = build_cluster(spec.cluster, bundle, spec.tasks.names)
+    drawn: dict[tuple[str, float | None, int], str] = {}
+    files = []
+    for job in jobs:
+        cell = (job.scenario, job.rate_rps, job.seed)
+        if cell not in drawn:
+            workload = draw(job.workload, job.seed, spec.setting, offered)
+            drawn[cell] = content_hash(workload)
+        files.append(folder / f"{trial_key(job, spec.setting, bundle, drawn[cell])}.json")
+    return files
+
+
+def _run_to_file(job: Job, setting: Setting, bundle: Bundle, file: Path) -> Job:
+    save(run(job, setting, bundle), file)
+    return job

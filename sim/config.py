@@ -1,0 +1,92 @@
+"""Typed configuration: what Hydra composed is checked here, before anything long starts."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that is refused; the message names the key, the value and what is allowed."""
+
+    def __init__(self, key: str, value: object, allowed: str) -> None:
+        super().__init__(f"{key} = {value!r}: {allowed}")
+
+
+class Spec(BaseModel):
+    """Base of every configuration node: frozen, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def check(kind: type[T], values: object, key: str) -> T:
+    """Build a `kind` (a Spec, or a union of Specs) from plain values composed under `key`.
+
+    Raises:
+        ConfigError: one line for each refused setting, with its key, value and what is allowed.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as refused:
+        lines = [_explain(kind, error, key) for error in refused.errors()]
+        error = ConfigError.__new__(ConfigError)
+        ValueError.__init__(error, "\n".join(lines))
+        raise error from None
+
+
+def _explain(kind: Any, error: ErrorDetails, key: str) -> str:
+    """One readable line for one pydantic error."""
+    path: list[str] = []
+    node = kind
+    for part in error["loc"]:
+        name, node = _descend(node, part)
+        if name is not None:
+            path.append(name)
+    where = ".".join([key, *path] if key else path)
+    value = error["input"]
+    if error["type"] == "extra_forbidden":
+        parent = kind
+        for part in error["loc"][:-1]:
+            _, parent = _descend(parent, part)
+        return f"{where} = {value!r}: unknown key; allowed: {', '.join(_fields(parent))}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = repr(value) if not isinstance(value, Mapping) else "{" + ", ".join(map(str, value)) + "}"
+    return f"{where} = {shown}: {message}"
+
+
+def _fields(node: Any) -> list[str]:
+    """Names of the fields of a Spec, sorted; empty for anything else."""
+    return sorted(getattr(node, "model_fields", {}))
+
+
+def _descend(node: Any, part: int | str) -> tuple[str | None, Any]:
+    """The name to show for one step of an error's path and the type found there.
+
+    A step that is the tag of a discriminated union is no key of the user's: its name is None.
+    """
+    fields = getattr(node, "model_fields", {})
+    if part in fields:
+        field = fields[part]
+        return str(part), field.annotation
+    options = [o for o in _options(node) if hasattr(o, "model_fields")]
+    for option in options:
+        kind = option.model_fields.get("kind")
+        if kind is not None and part in (*get_args(kind.annotation), kind.default):
+            return None, option
+    for option in options:
+        if part in option.model_fields:
+            return str(part), option.model_fields[part].annotation
+    return str(part), (options[0] if options else None)
+
+
+def _options(node: Any) -> list[Any]:
+    """The leaves of a (possibly annotated, nested) union or container type."""
+    inner = get_args(node)
+    if not inner:
+        return [node]
+    return [leaf for part in inner for leaf in _options(part)]

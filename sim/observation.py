@@ -1,0 +1,198 @@
+"""What a router knows when it decides: one schema for both engines, every policy and the gateway.
+
+Raw signals are integers that a live router can count; whatever is derived from them is computed
+here, in the array namespace of the signals (NumPy or jax.numpy), in integer ticks wherever it is
+a time. Nothing here depends on the output length of a request that has not finished (rule 15).
+
+R replicas, T tasks, S time scales.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jaxtyping import Bool, Float, Int
+
+from sim.ticks import TICKS_PER_S
+from sim.types import PAIR_SHIFT, Cluster
+
+SCHEMA_VERSION = 1
+WINDOW_BITS = (38, 40, 42, 44)  # arrivals are counted over windows of 2^bits ticks
+WINDOWS_S = tuple(2.0 ** (bits - 40) for bits in WINDOW_BITS)  # 0.25, 1, 4 and 16 s
+
+# Arrays are NumPy's in the SimPy engine and the gateway, and JAX's in the JAX engine.
+Array = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One request at the router, and the system it meets.
+
+    Replica signals are those of now, or of the latest snapshot plus what was sent since. Arrays
+    are valid during the decision only; a policy that keeps one copies it.
+    """
+
+    cluster: Cluster
+    now_ticks: Int[Array, ""]
+
+    # the request
+    task: Int[Array, ""]
+    prompt_tokens: Int[Array, ""]
+    max_tokens: Int[Array, ""]
+    e2e_slack_ticks: Int[Array, ""]  # from now to its bound on the last token; NEVER if none
+    ttft_slack_ticks: Int[Array, ""]  # from now to its bound on the first token; NEVER if none
+    tpot_ticks: Int[Array, ""]  # its bound per token after the first; NEVER if none
+    grace_ticks: Int[Array, ""]  # 0 if bounds are hard
+    random_bits: Int[Array, ""]  # 32 bits drawn from (seed, request index), for random policies
+
+    # the replicas
+    running: Int[Array, " R"]  # requests in the batch, the partly prefilled one included
+    decoding: Int[Array, " R"]  # those of them that emit a token in each step
+    waiting: Int[Array, " R"]  # requests in the queue
+    prefill_tokens: Int[Array, " R"]  # prompt tokens still to be computed, queue included
+    decode_tokens: Int[Array, " R"]  # most tokens that may still be emitted, queue included
+    kv_tokens: Int[Array, " R"]  # context of the decoding requests
+    kv_blocks_used: Int[Array, " R"]
+    mask: Bool[Array, " R"]  # replicas that would take the request
+
+    # the stream of arrivals, this request included
+    window_arrivals: Int[Array, "S T"]  # in the current window of each scale
+    previous_arrivals: Int[Array, "S T"]  # in the window before it
+    since_arrival_ticks: Int[Array, ""]  # since the arrival before this one
+
+    # what came back
+    finished_requests: Int[Array, " T"]
+    finished_tokens: Int[Array, " T"]  # emitted by them
+
+    @cached_property
+    def xp(self) -> Any:
+        """The array namespace of this observation: numpy or jax.numpy."""
+        return self.running.__array_namespace__()
+
+    @cached_property
+    def quality(self) -> Float[Array, " R"]:
+        """Quality of each replica's model on the request's task."""
+        return self.cluster.quality[self.cluster.replica_model, self.task]
+
+    @cached_property
+    def inside(self) -> Int[Array, " R"]:
+        """Requests inside each replica, running or waiting."""
+        return self.running + self.waiting
+
+    @cached_property
+    def arrival_rate_rps(self) -> Float[Array, "S T"]:
+        """Estimated arrivals per second of each task at each time scale.
+
+        The window before counts with the share of it that a window ending now still covers.
+        """
+        xp = self.xp
+        bits = xp.asarray(WINDOW_BITS)
+        length = xp.left_shift(xp.ones_like(bits), bits)
+        covered = xp.bitwise_and(self.now_ticks, length - 1) / length
+        seconds = length / TICKS_PER_S
+        seen = self.window_arrivals + (1.0 - covered)[:, None] * self.previous_arrivals
+        return seen / seconds[:, None]
+
+    @cached_property
+    def expected_output_tokens(self) -> Int[Array, ""]:
+        """Mean output of finished requests of this task, the request's max_tokens as first datum."""
+        tokens = self.finished_tokens[self.task] + self.max_tokens
+        mean = tokens // (self.finished_requests[self.task] + 1)
+        return self.xp.minimum(self.xp.maximum(mean, 1), self.max_tokens)
+
+    @cached_property
+    def predicted_round_ticks(self) -> Int[Array, " R"]:
+        """Time between two decode steps of a replica once this request decodes in it.
+
+        One decode step of the replica with the request in its batch and one of each other replica
+        on its device that has work: they take turns.
+        """
+        xp, cluster = self.xp, self.cluster
+        own = self._step_ticks(
+            xp.minimum(self.decoding + 1, cluster.max_batch), self.kv_tokens + self.prompt_tokens
+        )
+        return own + self._others_ticks
+
+    @cached_property
+    def predicted_ttft_ticks(self) -> Int[Array, " R"]:
+        """Predicted time from now to the first token on each replica.
+
+        Steps until a slot of the batch is free, at the rate at which requests of the expected
+        length leave; then the prefill of all that is ahead and of this prompt in chunks of what
+        the token budget leaves; the other replicas of the device have their turn in between.
+        """
+        xp, cluster = self.xp, self.cluster
+        excess = xp.maximum(self.inside + 1 - cluster.max_batch, 0)
+        slot_rounds = excess * self.expected_output_tokens // cluster.max_batch
+        chunk = xp.maximum(cluster.token_budget - self.decoding, 1)
+        ahead = self.prefill_tokens + self.prompt_tokens
+        full_steps, rest = (ahead - 1) // chunk, (ahead - 1) % chunk + 1
+        full = self._step_ticks(self.decoding + chunk, self.kv_tokens) + self._others_ticks
+        last = self._step_ticks(self.decoding + rest, self.kv_tokens) + self._others_ticks
+        pairs = self.prompt_tokens * (self.prompt_tokens + 1) // 2
+        pair_ticks = (cluster.pair_ticks_scaled[cluster.replica_model] * pairs) >> PAIR_SHIFT
+        return slot_rounds * self.predicted_round_ticks + full_steps * full + last + pair_ticks
+
+    @cached_property
+    def predicted_finish_ticks(self) -> Int[Array, " R"]:
+        """Predicted time from now to the last token on each replica, at the expected length."""
+        later_tokens = self.expected_output_tokens - 1
+        return self.predicted_ttft_ticks + later_tokens * self.predicted_round_ticks
+
+    @cached_property
+    def predicted_service_ticks(self) -> Int[Array, " R"]:
+        """Predicted time on each replica from its first prompt token to its last, no waiting."""
+        prefill = self._step_ticks(self.decoding + self.prompt_tokens, self.kv_tokens)
+        later_tokens = self.expected_output_tokens - 1
+        return prefill + self._others_ticks + later_tokens * self.predicted_round_ticks
+
+    @cached_property
+    def capacity_rps(self) -> Float[Array, " R"]:
+        """Requests like this one that each replica could finish per second, alone on its device.
+
+        A full batch decodes at the mean context of such requests, and each prompt takes its share
+        of a full prefill step.
+        """
+        xp, cluster = self.xp, self.cluster
+        output = self.expected_output_tokens
+        in_cache = cluster.kv_blocks * cluster.block_tokens // (self.prompt_tokens + output)
+        batch = xp.minimum(xp.maximum(in_cache, 1), cluster.max_batch)
+        decode = self._step_ticks(batch, batch * (self.prompt_tokens + output // 2))
+        prefill = self._step_ticks(cluster.token_budget, 0 * cluster.token_budget)
+        ticks = output * decode / batch + self.prompt_tokens * prefill / cluster.token_budget
+        return TICKS_PER_S / ticks
+
+    @cached_property
+    def predicted_on_time(self) -> Bool[Array, " R"]:
+        """Whether each replica is predicted to meet every bound of the request."""
+        tpot_met = self.predicted_round_ticks <= self.tpot_ticks
+        ttft_met = self.predicted_ttft_ticks <= self.ttft_slack_ticks
+        return tpot_met & ttft_met & (self.predicted_finish_ticks <= self.e2e_slack_ticks)
+
+    @cached_property
+    def _others_ticks(self) -> Int[Array, " R"]:
+        """One decode step of each other replica with work on the same device."""
+        step = self._step_ticks(self.decoding, self.kv_tokens) * (self.inside > 0)
+        return self.cluster.same_device @ step - step
+
+    def _step_ticks(self, tokens: Int[Array, " R"], kv_tokens: Int[Array, " R"]) -> Array:
+        """Duration of a step of each replica, without attention among new tokens (rule 12)."""
+        cluster, model = self.cluster, self.cluster.replica_model
+        most = cluster.tokens_ticks.shape[1] - 1
+        return (
+            cluster.host_ticks[model]
+            + cluster.tokens_ticks[model, self.xp.minimum(tokens, most)]
+            + cluster.kv_token_ticks[model] * kv_tokens
+        )
+
+
+def fits_alone(
+    cluster: Cluster, prompt_tokens: Int[Array, ""], max_tokens: Int[Array, ""]
+) -> Bool[Array, " R"]:
+    """Whether each replica could hold the request if it were empty: not `too_long` (rule 6)."""
+    need = prompt_tokens + max_tokens
+    if cluster.scheduler == "transformers_fifo":  # rounds up generously
+        blocks = need // cluster.block_tokens + 1
+    else:
+        blocks = -(-need // cluster.block_tokens)
+    return (need <= cluster.max_context) & (blocks <= cluster.kv_blocks)

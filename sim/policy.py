@@ -1,0 +1,60 @@
+"""The one protocol of everything that routes: baselines, learned routers, the live gateway."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from sim.config import ConfigError
+from sim.observation import Observation
+from sim.types import Cluster
+
+SHED = -1  # the action that refuses a request at the router; any other is a replica
+
+
+class Policy(Protocol):
+    """Picks a replica for one request at a time.
+
+    `decide` is pure and uses the array namespace of the observation (`observation.xp`), so that
+    one implementation runs on NumPy arrays in the SimPy engine and the gateway, and traced in the
+    JAX engine. It must return `SHED` or a replica that `observation.mask` allows.
+    """
+
+    name: str
+
+    def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """Which of the models on offer, small to large, it wants loaded on the devices.
+
+        A device's memory is shared by the models hosted on it, so a policy that uses one model
+        alone gets all of the KV memory. Most policies return `models`.
+        """
+
+    def init(self, cluster: Cluster) -> Any:
+        """The state before the first decision: a pytree of arrays, or () if there is none.
+
+        Raises:
+            ConfigError: if the policy cannot serve this cluster.
+        """
+
+    def decide(self, state: Any, observation: Observation) -> tuple[Any, Any]:
+        """The action for the observed request, an int32 scalar, and the next state."""
+
+
+def make_policy(config: Mapping[str, object], key: str = "policy") -> Policy:
+    """Build the policy that a configuration node names by its `_target_`.
+
+    Raises:
+        ConfigError: if there is no such policy, or it refuses a setting.
+    """
+    if "_target_" not in config:
+        raise ConfigError(key, dict(config), "must name a policy by _target_")
+    try:
+        policy = instantiate(dict(config))
+    except InstantiationException as failed:
+        reason = str(failed.__cause__ or failed).splitlines()[0]
+        raise ConfigError(key, dict(config), reason) from failed
+    missing = [name for name in ("name", "hosted", "init", "decide") if not hasattr(policy, name)]
+    if missing:
+        raise ConfigError(f"{key}._target_", config["_target_"], f"has no {', '.join(missing)}")
+    return policy  # type: ignore[no-any-return]

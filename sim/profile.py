@@ -1,0 +1,284 @@
+"""Profile bundles: what a step costs on one kind of device, and how good each model's answers are.
+
+A bundle is a folder of JSON files: `meta.json` (origin), `quality.json` (task by task) and
+`<model>/model.json` (memory and step time), sealed by a hash of its content.
+"""
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from jaxtyping import Float64, Int64
+from pydantic import Field, JsonValue, StringConstraints, model_validator
+
+from sim.config import ConfigError, Spec, check
+from sim.ticks import MAX_S, TICKS_PER_S
+from sim.types import PAIR_SHIFT
+
+SCHEMA_VERSION = 1
+MAX_ROUNDING_ERROR = 0.01  # of any coefficient, relative
+PACKAGE_PREFIX = "pkg://"
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Seconds = Annotated[float, Field(ge=0, le=MAX_S)]
+Range = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+Document = dict[str, JsonValue]
+
+
+class StepTime(Spec):
+    """Seconds of a step: `host_s + tokens_s(tokens) + pair_s·pairs + kv_token_s·kv_tokens`.
+
+    The counts are those of rule 12 of `docs/simulation.md`; `tokens_s` is linear between its knots.
+    """
+
+    host_s: Seconds
+    tokens_s: tuple[tuple[int, Seconds], ...] = Field(min_length=2)  # (tokens, seconds)
+    pair_s: Seconds
+    kv_token_s: Seconds
+
+    @model_validator(mode="after")
+    def _monotone(self) -> Self:
+        tokens, seconds = zip(*self.tokens_s, strict=True)
+        if tokens[0] != 0:
+            raise ValueError("the first knot of tokens_s must be at 0 tokens")
+        if any(after <= before for before, after in pairwise(tokens)):
+            raise ValueError("the token counts of tokens_s must increase")
+        if any(after < before for before, after in pairwise(seconds)):
+            raise ValueError("the seconds of tokens_s must not decrease")
+        return self
+
+
+class Envelope(Spec):
+    """The lowest and highest count of a step that the measurements covered."""
+
+    tokens: Range
+    pairs: Range
+    kv_tokens: Range
+
+
+class ModelProfile(Spec):
+    """Memory and step time of one model on the bundle's device; `envelope` is null if analytic."""
+
+    weights_bytes: int = Field(ge=1)
+    kv_bytes_per_token: int = Field(ge=1)
+    max_context: int = Field(ge=2)
+    step_time: StepTime
+    envelope: Envelope | None
+
+
+class TaskQuality(Spec):
+    """How good the answers of each model are on one task, by a published or measured metric."""
+
+    metric: str
+    source: str
+    values: dict[Name, Annotated[float, Field(ge=0, le=1)]]
+
+
+class BundleMeta(Spec):
+    """Where a bundle comes from; `models` are its files, small to large."""
+
+    schema_version: Literal[1]
+    kind: Literal["analytic", "measured", "black-box"]
+    device: str
+    memory_bytes: int = Field(ge=1)
+    dtype: str
+    command: str  # that made it
+    created: str  # a date
+    sources: tuple[str, ...]
+    models: tuple[Name, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A profile bundle in memory; `models` has the models of `meta.models`, in that order."""
+
+    meta: BundleMeta
+    models: Mapping[str, ModelProfile]
+    quality: Mapping[str, TaskQuality]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 of the content of all files, in canonical JSON: formatting does not matter."""
+        canonical = json.dumps(self._documents(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _documents(self) -> dict[str, Document]:
+        """The content of each file, without the hash."""
+        return {
+            "meta.json": self.meta.model_dump(mode="json"),
+            "quality.json": {t: q.model_dump(mode="json") for t, q in self.quality.items()},
+            **{_model_file(m): p.model_dump(mode="json") for m, p in self.models.items()},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class StepTicks:
+    """A `StepTime` on the grid of ticks: host, tokens and KV in ticks, pairs in 2⁻²⁰ ticks."""
+
+    host_ticks: int
+    tokens_ticks: Int64[np.ndarray, " G"]  # per token count 0 … G−1
+    pair_ticks_scaled: int
+    kv_token_ticks: int
+    rounding_errors: Mapping[str, float]  # relative, per coefficient; the largest for tokens_s
+
+
+def load_bundle(path: str) -> Bundle:
+    """Read a bundle from a folder or from a package (`pkg://calibrate.profiles/<device>`).
+
+    Raises:
+        ConfigError: if it is not there, incomplete, of another schema, invalid or altered.
+    """
+    folder = _locate(path)
+    meta = _read(folder, "meta.json", path)
+    version = meta.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}/meta.json: schema_version", version, f"this release reads {SCHEMA_VERSION}"
+        )
+    stated = meta.pop("content_hash", None)
+    bundle_meta = check(BundleMeta, meta, f"{path}/meta.json")
+    names = ["quality.json", *map(_model_file, bundle_meta.models)]
+    documents = {name: _read(folder, name, path) for name in names}
+    bundle = Bundle(
+        meta=bundle_meta,
+        quality=check(dict[str, TaskQuality], documents["quality.json"], f"{path}/quality.json"),
+        models={
+            model: check(ModelProfile, documents[_model_file(model)], f"{path}/{model}/model.json")
+            for model in bundle_meta.models
+        },
+    )
+    if stated != bundle.content_hash:
+        raise ConfigError(
+            f"{path}/meta.json: content_hash",
+            stated,
+            f"the bundle was altered; its content has {bundle.content_hash}",
+        )
+    return bundle
+
+
+def save_bundle(bundle: Bundle, folder: Path) -> None:
+    """Write a bundle to `folder`, all of it or nothing, in place of a bundle that is there.
+
+    Raises:
+        ConfigError: if `folder` exists and is not a bundle.
+    """
+    if folder.exists() and not (folder / "meta.json").is_file():
+        raise ConfigError("out", str(folder), "must be a new folder or that of an older bundle")
+    documents = bundle._documents()
+    documents["meta.json"]["content_hash"] = bundle.content_hash
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".bundle-") as staging:
+        fresh = Path(staging, "fresh")
+        for name, document in documents.items():
+            file = fresh / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
+        if folder.exists():
+            folder.rename(Path(staging, "replaced"))
+        fresh.rename(folder)
+
+
+def step_seconds(step_time: StepTime, tokens: int, pairs: int, kv_tokens: int) -> float:
+    """Seconds of a step in floating point: what its ticks approximate (rule 12)."""
+    at, seconds = zip(*step_time.tokens_s, strict=True)
+    per_tokens = float(np.interp(tokens, at, seconds))
+    return (
+        step_time.host_s + per_tokens + step_time.pair_s * pairs + step_time.kv_token_s * kv_tokens
+    )
+
+
+def quantise(step_time: StepTime, max_tokens: int, key: str) -> StepTicks:
+    """Round a step time, found under `key`, to ticks, for steps of up to `max_tokens` tokens.
+
+    Raises:
+        ConfigError: if a coefficient changes by more than 1 % or the knots end before `max_tokens`.
+    """
+    at, seconds = zip(*step_time.tokens_s, strict=True)
+    if max_tokens > at[-1]:
+        raise ConfigError(
+            f"{key}.tokens_s", f"… {at[-1]} tokens", f"a step may have {max_tokens} tokens"
+        )
+    exact = np.interp(np.arange(max_tokens + 1), at, seconds) * TICKS_PER_S
+    scalars = {
+        "host_s": step_time.host_s * TICKS_PER_S,
+        "pair_s": step_time.pair_s * TICKS_PER_S * 2**PAIR_SHIFT,
+        "kv_token_s": step_time.kv_token_s * TICKS_PER_S,
+    }
+    ticks = {name: round(value) for name, value in scalars.items()}
+    tokens_ticks = np.rint(exact).astype(np.int64)
+    errors = {name: _relative_error(ticks[name], value) for name, value in scalars.items()}
+    errors["tokens_s"] = max(map(_relative_error, tokens_ticks.tolist(), exact.tolist()))
+    for name, error in errors.items():
+        if error > MAX_ROUNDING_ERROR:
+            raise ConfigError(
+                f"{key}.{name}",
+                getattr(step_time, name),
+                f"rounding to ticks of 2⁻⁴⁰ s changes it by {error:.1%}; "
+                f"{MAX_ROUNDING_ERROR:.0%} is allowed",
+            )
+    return StepTicks(
+        host_ticks=ticks["host_s"],
+        tokens_ticks=tokens_ticks,
+        pair_ticks_scaled=ticks["pair_s"],
+        kv_token_ticks=ticks["kv_token_s"],
+        rounding_errors=errors,
+    )
+
+
+def quality_matrix(
+    bundle: Bundle, models: tuple[str, ...], tasks: tuple[str, ...]
+) -> Float64[np.ndarray, "M T"]:
+    """Quality of each model on each task.
+
+    Raises:
+        ConfigError: if the bundle has no value for one of them.
+    """
+    for task in tasks:
+        if task not in bundle.quality:
+            known = ", ".join(bundle.quality)
+            raise ConfigError("tasks", task, f"the profile has quality for: {known}")
+        for model in models:
+            if model not in bundle.quality[task].values:
+                known = ", ".join(bundle.quality[task].values)
+                raise ConfigError(f"quality of {task}", model, f"the profile has: {known}")
+    return np.array([[bundle.quality[task].values[model] for task in tasks] for model in models])
+
+
+def _relative_error(rounded: int, exact: float) -> float:
+    return 0.0 if exact == 0 else math.fabs(rounded - exact) / exact
+
+
+def _model_file(model: str) -> str:
+    return f"{model}/model.json"
+
+
+def _locate(path: str) -> Path | Traversable:
+    if not path.startswith(PACKAGE_PREFIX):
+        return Path(path)
+    package, _, folder = path.removeprefix(PACKAGE_PREFIX).partition("/")
+    try:
+        return files(package).joinpath(folder)
+    except ModuleNotFoundError:
+        raise ConfigError("profile", path, f"there is no package {package}") from None
+
+
+def _read(folder: Path | Traversable, name: str, path: str) -> Document:
+    try:
+        document = json.loads(folder.joinpath(name).read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError("profile", path, f"not a complete bundle: {name} is missing") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}/{name}", str(error), "must be JSON") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}/{name}", document, "must be a JSON object")
+    return document

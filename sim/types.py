@@ -1,0 +1,154 @@
+"""The nouns of the simulated system, as plain arrays that both engines read.
+
+R replicas, D devices, M models, T tasks, N requests.
+"""
+
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int32, Int64
+
+Scheduler = Literal["vllm", "transformers_fifo"]
+PAIR_SHIFT = 20  # pair coefficients are integers in units of 2⁻²⁰ ticks
+
+
+class Outcome(IntEnum):
+    """What became of a request; outcomes exclude each other."""
+
+    INSIDE = 0  # still in the system when the run ended
+    FINISHED = 1
+    CANCELLED = 2  # left after its death, by `cancel_expired`
+    REFUSED_TOO_LONG = 3
+    REFUSED_FULL = 4
+    SHED = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Workload:
+    """Requests in order of arrival, drawn before the run.
+
+    `output_tokens` is the engine's alone: no policy ever sees it. `priority` is a hook that no
+    engine reads yet and is all zero.
+    """
+
+    tasks: tuple[str, ...]
+    arrival_ticks: Int64[np.ndarray, " N"]  # non-decreasing, ≥ 0
+    task: Int32[np.ndarray, " N"]  # index into tasks
+    prompt_tokens: Int32[np.ndarray, " N"]  # ≥ 1
+    output_tokens: Int32[np.ndarray, " N"]  # ≥ 1
+    max_tokens: Int32[np.ndarray, " N"]  # ≥ output_tokens
+    cached_tokens: Int32[np.ndarray, " N"]  # prefill starts here; 0 ≤ cached < prompt
+    priority: Int32[np.ndarray, " N"]
+    duration_ticks: int  # arrivals fall in [0, duration)
+    provenance: dict[str, object] = field(default_factory=dict)  # how it was made, JSON-able
+
+    def __len__(self) -> int:
+        return len(self.arrival_ticks)
+
+
+@dataclass(frozen=True, eq=False)
+class Cluster:
+    """Devices, the replicas on them, and what a step costs: everything an engine needs to know.
+
+    Replicas are ordered by device, then by model. Times are in ticks. A step of model m takes
+    `host_ticks[m] + tokens_ticks[m, tokens] + (pair_ticks_scaled[m]·pairs >> PAIR_SHIFT)
+    + kv_token_ticks[m]·kv_tokens`.
+    """
+
+    models: tuple[str, ...]
+    tasks: tuple[str, ...]
+    n_devices: int
+    replica_device: Int32[np.ndarray, " R"]
+    replica_model: Int32[np.ndarray, " R"]
+    max_batch: Int32[np.ndarray, " R"]
+    max_queue: Int32[np.ndarray, " R"]
+    token_budget: Int32[np.ndarray, " R"]
+    max_context: Int32[np.ndarray, " R"]
+    block_tokens: Int32[np.ndarray, " R"]
+    kv_blocks: Int32[np.ndarray, " R"]
+    reserve: Bool[np.ndarray, " R"]  # True: the `reserve` KV rule, False: `preempt`
+    alive: Bool[np.ndarray, " R"]
+    host_ticks: Int64[np.ndarray, " M"]
+    tokens_ticks: Int64[np.ndarray, "M G"]  # G = largest token budget + 1
+    pair_ticks_scaled: Int64[np.ndarray, " M"]
+    kv_token_ticks: Int64[np.ndarray, " M"]
+    quality: Float64[np.ndarray, "M T"]  # in [0, 1]
+    overhead_ticks: int  # from arrival to the router's decision
+    signal_period_ticks: int  # 0: signals are observed live
+    cancel_expired: bool
+    scheduler: Scheduler
+    price_per_device_hour: float | None
+    profile_kind: str  # "analytic", "measured", ...: shown wherever results are
+    profile_hash: str
+
+    @property
+    def n_replicas(self) -> int:
+        """Number of replicas."""
+        return len(self.replica_device)
+
+    @cached_property
+    def same_device(self) -> Int64[np.ndarray, "R R"]:
+        """1 where two replicas share a device, else 0: a product with it sums over a device."""
+        return (self.replica_device[:, None] == self.replica_device[None, :]).astype(np.int64)
+
+    @cached_property
+    def same_model(self) -> Int64[np.ndarray, "R R"]:
+        """1 where two replicas hold the same model, else 0."""
+        return (self.replica_model[:, None] == self.replica_model[None, :]).astype(np.int64)
+
+    def replica_name(self, replica: int) -> str:
+        """A name to show people, such as `gpu0/opt-1.3b`."""
+        return f"gpu{self.replica_device[replica]}/{self.models[self.replica_model[replica]]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """SLO bounds of each request of a workload, counted from its arrival; NEVER where absent."""
+
+    e2e_ticks: Int64[np.ndarray, " N"]  # to the last token
+    ttft_ticks: Int64[np.ndarray, " N"]  # to the first token
+    tpot_ticks: Int64[np.ndarray, " N"]  # per token after the first
+    grace_ticks: int  # 0: hard bounds; otherwise utility falls linearly to 0 over this lateness
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """One row for each step that a device ran, in order of its end. S rows."""
+
+    start_ticks: Int64[np.ndarray, " S"]
+    end_ticks: Int64[np.ndarray, " S"]
+    replica: Int32[np.ndarray, " S"]
+    decodes: Int32[np.ndarray, " S"]  # decoding requests, one token each
+    prefill_tokens: Int32[np.ndarray, " S"]
+    kv_tokens: Int64[np.ndarray, " S"]
+    waiting: Int32[np.ndarray, " S"]  # requests in the replica's queue once the step was formed
+    kv_blocks_used: Int32[np.ndarray, " S"]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run did to each of the N requests of its workload; −1 where there is none."""
+
+    workload: Workload
+    cluster: Cluster
+    bounds: Bounds
+    outcome: Int32[np.ndarray, " N"]  # Outcome
+    replica: Int32[np.ndarray, " N"]  # the replica it was sent to; −1 if shed
+    first_token_ticks: Int64[np.ndarray, " N"]
+    leave_ticks: Int64[np.ndarray, " N"]  # finished, cancelled, refused or shed at
+    emitted_tokens: Int32[np.ndarray, " N"]
+    preemptions: Int32[np.ndarray, " N"]
+    end_ticks: int  # the clock when the run ended
+    n_steps: int
+    decision_s: Float64[np.ndarray, " N"]  # wall time of each decision: measured, not simulated
+    steps: Steps | None = None  # where recording was asked for
+
+
+def truncate(workload: Workload, keep: Bool[np.ndarray, " N"]) -> Workload:
+    """The workload with only the requests where `keep` is true."""
+    names = ("arrival_ticks", "task", "prompt_tokens", "output_tokens", "max_tokens",
+             "cached_tokens", "priority")  # fmt: skip
+    return replace(workload, **{name: getattr(workload, name)[keep] for name in names})

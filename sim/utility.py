@@ -1,0 +1,98 @@
+"""What an answer is worth: quality, discounted by how late it was (rules 16 and 17)."""
+
+from typing import Literal, Self
+
+import numpy as np
+from jaxtyping import Bool, Float64
+from pydantic import Field, model_validator
+
+from sim.config import Spec
+from sim.ticks import NEVER, array_to_ticks, to_ticks
+from sim.types import Bounds, Outcome, Result, Workload
+
+
+class BoundSpec(Spec):
+    """A bound of `base_s + per_token_s · max_tokens` seconds."""
+
+    base_s: float = Field(ge=0)
+    per_token_s: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        if self.base_s == 0 and self.per_token_s == 0:
+            raise ValueError("base_s and per_token_s must not both be 0")
+        return self
+
+
+class UtilitySpec(Spec):
+    """Bounds and how lateness is scored; an absent bound is null, one at least is needed."""
+
+    kind: Literal["hard", "soft"]
+    e2e: BoundSpec | None = None  # to the last token
+    ttft: BoundSpec | None = None  # to the first token
+    tpot_s: float | None = Field(default=None, gt=0)  # per token after the first
+    grace_s: float = Field(default=0.0, ge=0)  # soft: lateness at which utility reaches 0
+    miss_penalty: float = Field(default=0.0, le=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.e2e is None and self.ttft is None and self.tpot_s is None:
+            raise ValueError("one of e2e, ttft and tpot_s must be given")
+        if (self.kind == "soft") != (self.grace_s > 0):
+            raise ValueError("grace_s must be > 0 with kind: soft and 0 with kind: hard")
+        return self
+
+
+def bounds_of(spec: UtilitySpec, workload: Workload) -> Bounds:
+    """The bounds of every request of a workload."""
+
+    def ticks(bound: BoundSpec | None) -> np.ndarray:
+        if bound is None:
+            return np.full(len(workload), NEVER)
+        return array_to_ticks(bound.base_s + bound.per_token_s * workload.max_tokens)
+
+    tpot = NEVER if spec.tpot_s is None else to_ticks(spec.tpot_s)
+    return Bounds(
+        e2e_ticks=ticks(spec.e2e),
+        ttft_ticks=ticks(spec.ttft),
+        tpot_ticks=np.full(len(workload), tpot),
+        grace_ticks=to_ticks(spec.grace_s),
+    )
+
+
+def timeliness(result: Result) -> Float64[np.ndarray, " N"]:
+    """The smallest f of each request, in [0, 1]: 1 if no bound was missed, 0 if not finished."""
+    bounds, arrival = result.bounds, result.workload.arrival_ticks
+    finished = result.outcome == Outcome.FINISHED
+    e2e = result.leave_ticks - arrival
+    ttft = result.first_token_ticks - arrival
+    decode = result.leave_ticks - result.first_token_ticks
+    later_tokens = result.workload.output_tokens - 1
+    factor = np.ones(len(arrival))
+    for value, bound, count in (
+        (e2e, bounds.e2e_ticks, 1),
+        (ttft, bounds.ttft_ticks, 1),
+        (decode, bounds.tpot_ticks, np.maximum(later_tokens, 1)),
+    ):
+        bounded = finished & (bound != NEVER)
+        allowed = np.where(bounded, bound, 0) * count
+        lateness = np.where(bounded, np.maximum(value - allowed, 0), 0) / count
+        if bounds.grace_ticks:
+            factor = np.minimum(factor, np.maximum(0.0, 1 - lateness / bounds.grace_ticks))
+        else:
+            factor = np.where(lateness > 0, 0.0, factor)
+    return np.where(finished, factor, 0.0)
+
+
+def on_time(result: Result) -> Bool[np.ndarray, " N"]:
+    """Whether each request was answered with no bound missed."""
+    return timeliness(result) == 1.0
+
+
+def utility(spec: UtilitySpec, result: Result) -> Float64[np.ndarray, " N"]:
+    """Utility of each request; NaN for those still inside when the run ended."""
+    factor = timeliness(result)
+    model = result.cluster.replica_model[np.maximum(result.replica, 0)]
+    quality = result.cluster.quality[model, result.workload.task]
+    worth = np.where(factor > 0, quality * factor, spec.miss_penalty)
+    return np.where(result.outcome == Outcome.INSIDE, np.nan, worth)

@@ -1,0 +1,457 @@
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from sim.arrivals import Poisson
+from sim.config import ConfigError, check
+from sim.lengths import Empirical, Fixed, Lognormal
+from sim.tasks import DirichletMix, TasksSpec
+from sim.ticks import TICKS_PER_S
+from sim.workload import (
+    SavedSpec,
+    SyntheticSpec,
+    TraceSpec,
+    WorkloadError,
+    WorkloadSpec,
+    at_rate,
+    content_hash,
+    generate,
+    load,
+    save,
+    validate,
+)
+
+REPOSITORY = Path(__file__).parents[2]
+TRACES = Path(os.environ.get("BESTEFFORT_TRACES", REPOSITORY / "../shared/traces"))
+COLUMNS = (
+    "arrival_ticks",
+    "task",
+    "prompt_tokens",
+    "output_tokens",
+    "max_tokens",
+    "cached_tokens",
+    "priority",
+)
+TASKS = TasksSpec(names=("piqa", "hellaswag"))
+SYNTHETIC = SyntheticSpec(
+    duration_s=20,
+    arrivals=Poisson(rate_rps=10),
+    prompt=Lognormal(median=100, sigma=1, max=1000),
+    output=Lognormal(median=50, sigma=1, max=500),
+    max_tokens=Fixed(tokens=100),
+)
+
+
+def trace(path, **changes):
+    values = {"path": str(path), "format": "mooncake", "max_tokens": Fixed(tokens=100)}
+    return TraceSpec(**{**values, **changes})
+
+
+def mooncake(path, *lengths):
+    """A trace with one request a second of the given (prompt, output) tokens."""
+    rows = [
+        {"timestamp": 1000 * i, "input_length": prompt, "output_length": output}
+        for i, (prompt, output) in enumerate(lengths)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def same(first, second):
+    """Whether two workloads are identical in every field."""
+    return (
+        (first.tasks, first.duration_ticks, first.provenance)
+        == (second.tasks, second.duration_ticks, second.provenance)
+    ) and all(
+        getattr(first, name).dtype == getattr(second, name).dtype
+        and np.array_equal(getattr(first, name), getattr(second, name))
+        for name in COLUMNS
+    )
+
+
+@given(
+    seed=st.integers(0, 2**40),
+    rate_rps=st.floats(5, 50),
+    duration_s=st.floats(5, 20),
+    cap=st.integers(1, 600),
+)
+@settings(max_examples=30, deadline=None)
+def test_every_drawn_workload_obeys_the_rules(seed, rate_rps, duration_s, cap):
+    changes = {
+        "arrivals": Poisson(rate_rps=rate_rps),
+        "duration_s": duration_s,
+        "max_tokens": Empirical(values=(cap, 2 * cap)),
+    }
+    workload = generate(SYNTHETIC.model_copy(update=changes), TASKS, seed, 2048)
+    validate(workload)
+    assert workload.arrival_ticks[-1] <= duration_s * TICKS_PER_S
+    assert workload.provenance["counts"]["requests"] == len(workload)
+
+
+def test_one_seed_reproduces_and_another_differs():
+    assert same(generate(SYNTHETIC, TASKS, 1, 2048), generate(SYNTHETIC, TASKS, 1, 2048))
+    first, second = (generate(SYNTHETIC, TASKS, seed, 2048) for seed in (1, 2))
+    assert not np.array_equal(first.arrival_ticks[:50], second.arrival_ticks[:50])
+
+
+@pytest.mark.parametrize(
+    ("changes", "unmoved"),
+    [
+        (
+            {"prompt": Fixed(tokens=5)},
+            ("arrival_ticks", "task", "output_tokens", "max_tokens"),
+        ),
+        (
+            {"output": Lognormal(median=9, sigma=1, max=10)},
+            ("arrival_ticks", "task", "prompt_tokens", "max_tokens"),
+        ),
+        (
+            {"max_tokens": Lognormal(median=600, sigma=0.1, min=550, max=900)},
+            ("arrival_ticks", "task", "prompt_tokens"),
+        ),
+    ],
+)
+def test_changing_one_length_law_leaves_the_other_draws(changes, unmoved):
+    before = generate(SYNTHETIC, TASKS, 3, 2048)
+    after = generate(SYNTHETIC.model_copy(update=changes), TASKS, 3, 2048)
+    for name in unmoved:
+        assert np.array_equal(getattr(before, name), getattr(after, name))
+
+
+def test_changing_the_task_mix_leaves_arrivals_and_lengths():
+    shifted = TASKS.model_copy(update={"mix": DirichletMix(concentration=0.1, window_s=1)})
+    before, after = generate(SYNTHETIC, TASKS, 3, 2048), generate(SYNTHETIC, shifted, 3, 2048)
+    assert np.array_equal(before.arrival_ticks, after.arrival_ticks)
+    assert np.array_equal(before.output_tokens, after.output_tokens)
+    assert not np.array_equal(before.task, after.task)
+
+
+def test_an_output_longer_than_its_cap_is_cut_there_and_counted():
+    uncut = generate(SYNTHETIC.model_copy(update={"max_tokens": Fixed(tokens=500)}), TASKS, 0, 2048)
+    cut = generate(SYNTHETIC, TASKS, 0, 2048)
+    assert np.array_equal(cut.output_tokens, np.minimum(uncut.output_tokens, 100))
+    assert cut.provenance["counts"]["truncated"] == (uncut.output_tokens > 100).sum() > 0
+    assert uncut.provenance["counts"]["truncated"] == 0
+
+
+def test_the_cap_tells_nothing_about_the_output():
+    spec = SYNTHETIC.model_copy(
+        update={"max_tokens": Empirical(values=(600, 900)), "duration_s": 500}
+    )
+    workload = generate(spec, TASKS, 0, 2048)
+    assert abs(np.corrcoef(workload.max_tokens, workload.output_tokens)[0, 1]) < 0.05
+
+
+def test_a_run_without_requests_is_refused():
+    idle = at_rate(SYNTHETIC, 1e-9)
+    with pytest.raises(WorkloadError, match="has no requests: raise its rate"):
+        generate(idle, TASKS, 0, 2048)
+
+
+def test_a_trace_replays_its_times_and_lengths(tmp_path):
+    path = mooncake(tmp_path / "trace", (10, 5), (20, 6), (30, 200))
+    workload = generate(trace(path), TASKS, 0, 2048)
+    assert workload.arrival_ticks.tolist() == [0, TICKS_PER_S, 2 * TICKS_PER_S]
+    assert workload.duration_ticks == 3 * TICKS_PER_S
+    assert workload.prompt_tokens.tolist() == [10, 20, 30]
+    assert workload.output_tokens.tolist() == [5, 6, 100]
+    assert workload.max_tokens.tolist() == [100, 100, 100]
+    counts = workload.provenance["counts"]
+    assert (counts["requests"], counts["truncated"], counts["over_context"]) == (3, 1, 0)
+
+
+def test_a_trace_can_have_its_lengths_drawn_instead(tmp_path):
+    path = mooncake(tmp_path / "trace", (10, 5), (20, 6))
+    workload = generate(trace(path, prompt=Fixed(tokens=7)), TASKS, 0, 2048)
+    assert workload.prompt_tokens.tolist() == [7, 7]
+    assert workload.output_tokens.tolist() == [5, 6]
+
+
+def test_a_trace_without_lengths_needs_length_laws(tmp_path):
+    path = tmp_path / "trace"
+    path.write_text("app,func,end_timestamp,duration\na,f,1,1\na,f,4,1\n")
+    laws = {"prompt": Fixed(tokens=7), "output": Fixed(tokens=3)}
+    workload = generate(trace(path, format="azure_functions_2021", **laws), TASKS, 0, 2048)
+    assert workload.prompt_tokens.tolist() == [7, 7]
+    values = {"kind": "trace", "path": "x", "format": "azure_functions_2021"}
+    with pytest.raises(ConfigError, match="azure_functions_2021 records no lengths"):
+        check(
+            WorkloadSpec,
+            {**values, "max_tokens": {"kind": "fixed", "tokens": 1}},
+            "workload",
+        )
+
+
+def test_the_scale_transform_shrinks_what_exceeds_the_context_by_one_factor(tmp_path):
+    path = mooncake(tmp_path / "trace", (100, 50), (300, 50))
+    workload = generate(trace(path), TASKS, 0, 200)
+    assert workload.prompt_tokens.tolist() == [100, 150]
+    assert workload.max_tokens.tolist() == [100, 50]
+    assert workload.output_tokens.tolist() == [50, 25]
+    assert workload.provenance["counts"]["over_context"] == 1
+
+
+def test_the_clip_transform_cuts_the_prompt(tmp_path):
+    path = mooncake(tmp_path / "trace", (100, 50), (300, 50))
+    workload = generate(trace(path, length_transform="clip"), TASKS, 0, 200)
+    assert workload.prompt_tokens.tolist() == [100, 100]
+    assert workload.max_tokens.tolist() == [100, 100]
+    assert workload.output_tokens.tolist() == [50, 50]
+    assert workload.provenance["counts"]["over_context"] == 1
+
+
+def test_the_refuse_transform_leaves_the_lengths_and_counts(tmp_path):
+    path = mooncake(tmp_path / "trace", (100, 50), (300, 50))
+    workload = generate(trace(path, length_transform="refuse"), TASKS, 0, 200)
+    assert workload.prompt_tokens.tolist() == [100, 300]
+    assert workload.provenance["counts"]["over_context"] == 1
+
+
+@given(
+    lengths=st.lists(
+        st.tuples(st.integers(1, 100_000), st.integers(1, 5000)), min_size=2, max_size=20
+    ),
+    cap=st.integers(1, 5000),
+    max_context=st.integers(2, 3000),
+    transform=st.sampled_from(["scale", "clip"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_transformed_requests_fit_any_context_and_obey_the_rules(
+    tmp_path_factory, lengths, cap, max_context, transform
+):
+    path = mooncake(tmp_path_factory.getbasetemp() / "transformed", *lengths)
+    spec = trace(path, max_tokens=Fixed(tokens=cap), length_transform=transform)
+    workload = generate(spec, TASKS, 0, max_context)
+    validate(workload)
+    assert (workload.prompt_tokens + workload.max_tokens <= max_context).all()
+    fitted = np.array([prompt + cap <= max_context for prompt, _ in lengths])
+    recorded = np.array([prompt for prompt, _ in lengths])
+    assert np.array_equal(workload.prompt_tokens[fitted], recorded[fitted])
+    assert (workload.max_tokens[fitted] == cap).all()
+
+
+@pytest.mark.parametrize(("key", "seed", "context"), [("seed", -1, 9), ("max_context", 0, 1)])
+def test_an_impossible_seed_or_context_is_refused(key, seed, context):
+    with pytest.raises(ConfigError, match=f"{key} = {seed if key == 'seed' else context}: must be"):
+        generate(SYNTHETIC, TASKS, seed, context)
+
+
+def test_a_trace_set_to_a_rate_keeps_its_requests_and_their_order(tmp_path):
+    path = mooncake(tmp_path / "trace", (10, 5), (20, 6), (30, 7))
+    faster = generate(at_rate(trace(path, time_scale=3), 50), TASKS, 0, 2048)
+    assert faster.prompt_tokens.tolist() == [10, 20, 30]
+    assert len(faster) / (faster.duration_ticks / TICKS_PER_S) == pytest.approx(50)
+
+
+def test_a_synthetic_workload_is_set_to_a_rate():
+    faster = generate(at_rate(SYNTHETIC, 100), TASKS, 0, 2048)
+    assert len(faster) == pytest.approx(2000, rel=0.1)
+    for rate_rps in (0, float("nan")):
+        with pytest.raises(ConfigError, match="rate_rps = .*must be a finite number > 0"):
+            at_rate(SYNTHETIC, rate_rps)
+
+
+def test_a_saved_workload_cannot_be_set_to_a_rate():
+    with pytest.raises(ConfigError, match="workload.kind = 'saved': must be synthetic or trace"):
+        at_rate(SavedSpec(path="x"), 5)
+
+
+def test_a_workload_read_back_is_identical(tmp_path):
+    spec = SYNTHETIC.model_copy(update={"prompt": Empirical(values=(2, 3), weights=(1, 2))})
+    workload = generate(spec, TASKS, 5, 2048)
+    save(workload, tmp_path / "workload.parquet")
+    assert same(load(tmp_path / "workload.parquet"), workload)
+    assert same(generate(SavedSpec(path=str(tmp_path / "workload.parquet")), TASKS, 9, 2), workload)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["workload.parquet"]
+
+
+def test_a_saved_workload_of_other_tasks_is_refused(tmp_path):
+    save(generate(SYNTHETIC, TASKS, 5, 2048), tmp_path / "workload.parquet")
+    with pytest.raises(ConfigError, match=r"tasks.names = \('arc',\).*is of \('piqa', 'hellaswag'"):
+        generate(
+            SavedSpec(path=str(tmp_path / "workload.parquet")), TasksSpec(names=("arc",)), 0, 2048
+        )
+
+
+def test_a_failed_save_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "workload.parquet"
+    workload = generate(SYNTHETIC, TASKS, 5, 2048)
+    save(workload, path)
+
+    def full_disk(table, draft):
+        draft.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pq, "write_table", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        save(generate(SYNTHETIC, TASKS, 6, 2048), path)
+    monkeypatch.undo()
+    assert same(load(path), workload)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def rewritten(path, edit_header=None, edit_table=None):
+    """The saved file at `path` with its header or its columns edited."""
+    table = pq.read_table(path)
+    ((key, text),) = table.schema.metadata.items()
+    header = json.loads(text)
+    if edit_table:
+        table = edit_table(table)
+    if edit_header:
+        edit_header(header)
+    pq.write_table(table.replace_schema_metadata({key: json.dumps(header).encode()}), path)
+    return path
+
+
+def with_column(name, change):
+    def edit(table):
+        values = table[name].to_numpy().copy()
+        change(values)
+        return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+    return edit
+
+
+def one_more(values):
+    values[3] += 1
+
+
+def backwards(values):
+    values[:] = values[::-1]
+
+
+@pytest.mark.parametrize(
+    ("edits", "message"),
+    [
+        ({"edit_table": with_column("prompt_tokens", one_more)}, "altered since it was saved"),
+        ({"edit_header": lambda h: h["provenance"].update(seed=6)}, "altered since it was saved"),
+        ({"edit_header": lambda h: h.update(duration_ticks=2**60)}, "altered since it was saved"),
+        ({"edit_header": lambda h: h.update(schema_version=2)}, "schema_version = 2: must be 1"),
+        ({"edit_header": lambda h: h.pop("sha256")}, "metadata lack 'sha256'"),
+        ({"edit_table": lambda t: t.drop_columns(["task"])}, "columns .*: must be arrival_ticks"),
+        (
+            {"edit_table": with_column("arrival_ticks", backwards)},
+            "arrival_ticks of request 1 = .*not before the request ahead",
+        ),
+        (
+            {"edit_table": lambda t: t.set_column(1, "task", t["task"].cast(pa.int64()))},
+            r"task: int64.*must be int32",
+        ),
+    ],
+)
+def test_a_file_that_is_not_as_it_was_saved_is_refused(tmp_path, edits, message):
+    path = tmp_path / "workload.parquet"
+    save(generate(SYNTHETIC, TASKS, 5, 2048), path)
+    with pytest.raises(WorkloadError, match=f"workload.parquet: {message}"):
+        load(rewritten(path, **edits))
+
+
+def test_a_file_that_is_no_workload_is_refused(tmp_path):
+    with pytest.raises(WorkloadError, match="no such file"):
+        load(tmp_path / "missing.parquet")
+    (tmp_path / "text.parquet").write_text("hello")
+    with pytest.raises(WorkloadError, match="not a saved workload"):
+        load(tmp_path / "text.parquet")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(WorkloadError, match="not a saved workload"):
+        load(tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("arrival_ticks", 2**62, r"arrival_ticks of request 3 = .* must be < duration_ticks"),
+        ("task", 2, "task of request 2 = 2: must be an index into the 2 tasks"),
+        ("task", -1, "task of request 2 = -1"),
+        ("prompt_tokens", 0, "prompt_tokens of request 2 = 0: must be ≥ 1"),
+        ("output_tokens", 0, "output_tokens of request 2 = 0: must be ≥ 1"),
+        ("max_tokens", 0, "max_tokens of request 2 = 0: must be ≥ output_tokens"),
+        ("cached_tokens", -1, "cached_tokens of request 2 = -1: must be ≥ 0 and < prompt_tokens"),
+        ("cached_tokens", 5000, "cached_tokens of request 2 = 5000"),
+        ("priority", 1, "priority of request 2 = 1: .*not supported yet"),
+    ],
+)
+def test_a_broken_rule_is_named_with_its_request_and_value(name, value, message):
+    workload = generate(SYNTHETIC, TASKS, 5, 2048)
+    column = getattr(workload, name).copy()
+    column[3 if name == "arrival_ticks" else 2] = value
+    if name == "arrival_ticks":
+        column[3:] = value
+    with pytest.raises(WorkloadError, match=message):
+        validate(replace(workload, **{name: column}))
+
+
+def test_columns_of_other_lengths_and_repeated_tasks_are_refused():
+    workload = generate(SYNTHETIC, TASKS, 5, 2048)
+    with pytest.raises(WorkloadError, match=r"task: int32\[3\], must be int32"):
+        validate(replace(workload, task=workload.task[:3]))
+    with pytest.raises(WorkloadError, match="must be names that differ"):
+        validate(replace(workload, tasks=("a", "a")))
+
+
+def test_the_content_hash_changes_with_any_part():
+    workload = generate(SYNTHETIC, TASKS, 5, 2048)
+    changed = [
+        replace(workload, tasks=("a", "b")),
+        replace(workload, duration_ticks=workload.duration_ticks + 1),
+        replace(workload, provenance={}),
+        *(replace(workload, **{name: getattr(workload, name) + 1}) for name in COLUMNS),
+    ]
+    assert len({content_hash(each) for each in [workload, *changed]}) == len(changed) + 1
+
+
+def test_cached_tokens_below_the_prompt_are_allowed():
+    workload = generate(SYNTHETIC, TASKS, 5, 2048)
+    validate(replace(workload, cached_tokens=workload.prompt_tokens - 1))
+
+
+@pytest.mark.parametrize("name", ["conv", "code"])
+@pytest.mark.parametrize("transform", ["scale", "clip"])
+def test_the_azure_traces_become_workloads_that_fit_the_context(name, transform):
+    path = TRACES / f"AzureLLMInferenceTrace_{name}.csv"
+    if not path.is_file():
+        pytest.skip(f"the recorded trace {path.name} is not at hand (set BESTEFFORT_TRACES)")
+    spec = trace(path, format="azure_llm", max_tokens=Fixed(tokens=512), length_transform=transform)
+    workload = generate(spec, TASKS, 0, 2048)
+    assert len(workload) == {"conv": 19366, "code": 8819}[name]
+    assert (workload.prompt_tokens + workload.max_tokens <= 2048).all()
+    counts = workload.provenance["counts"]
+    share = {"conv": 0.169, "code": 0.485}[name]
+    assert counts["over_context"] / len(workload) == pytest.approx(share, abs=0.001)
+    assert counts["bad_rows"] == counts["out_of_order"] == 0
+    assert len(generate(at_rate(spec, 40), TASKS, 0, 2048)) == len(workload)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "conf/workload").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_shipped_workload_is_a_valid_setting(path, monkeypatch):
+    monkeypatch.setenv("BESTEFFORT_TRACES", "/records")
+    node = OmegaConf.load(path)
+    if path.stem == "saved":
+        node.path = "workload.parquet"
+    values = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    spec = check(WorkloadSpec, values, "workload")
+    if isinstance(spec, TraceSpec):
+        assert spec.path.startswith("/records/")
+    elif isinstance(spec, SyntheticSpec) and spec.arrivals.kind != "fitted_gamma":
+        workload = generate(spec, TASKS, 0, 2048)
+        assert workload.provenance["counts"]["truncated"] < 0.01 * len(workload)
+        assert (workload.prompt_tokens + workload.max_tokens <= 2048).all()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "conf/tasks").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_shipped_task_mix_is_a_valid_setting(path):
+    tasks = check(TasksSpec, OmegaConf.to_container(OmegaConf.load(path)), "tasks")
+    assert generate(SYNTHETIC, tasks, 0, 2048).tasks == tasks.names
