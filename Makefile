@@ -13,7 +13,7 @@ run: $(INSTALLED)  ## compare the policies on a quick experiment and report
 	$(BIN)/python -m agent.evaluate experiment=quick
 
 test: lint  ## everything that must hold: lint, types, tests
-	$(BIN)/python -m pytest -n auto --dist loadgroup --ignore=tests/benchmarks
+	$(BIN)/python -m pytest -n auto --dist loadfile --ignore=tests/benchmarks
 
 lint: $(INSTALLED_TEST)  ## style and types only
 	$(BIN)/ruff check

@@ -120,9 +120,10 @@ def ratio_interval(part: Float64[np.ndarray, " U"], whole: Float64[np.ndarray, "
     """Sum of `part` / sum of `whole` with its percentile bootstrap interval over the U units."""
 
     def ratio(
-        a: Float64[np.ndarray, "*R U"], b: Float64[np.ndarray, "*R U"], axis: int
-    ) -> Float64[np.ndarray, "*R"]:
-        return a.sum(axis=axis) / b.sum(axis=axis)
+        a: Float64[np.ndarray, "R U"], b: Float64[np.ndarray, "R U"], axis: int
+    ) -> Float64[np.ndarray, " R"]:
+        ratios: Float64[np.ndarray, " R"] = a.sum(axis=axis) / b.sum(axis=axis)
+        return ratios
 
     drawn = bootstrap(
         (part, whole),

@@ -1,14 +1,17 @@
 """The command that compares policies on identical workloads: `python -m agent.evaluate`."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import hydra
 import pyarrow as pa
 import pyarrow.csv
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -52,11 +55,25 @@ def _row(standing: Standing) -> dict[str, str | float | bool | None]:
         "performance_low": standing.performance.low,
         "performance_high": standing.performance.high,
         "best_static": standing.best_static,
-        "difference": difference and difference.value,
-        "difference_low": difference and difference.low,
-        "difference_high": difference and difference.high,
+        "difference": None if difference is None else difference.value,
+        "difference_low": None if difference is None else difference.low,
+        "difference_high": None if difference is None else difference.high,
         "worst_seed": standing.worst_seed,
         **{name: value for name, value in standing.mean.items() if name != "performance"},
+    }
+
+
+def _origin(spec: EvaluationSpec) -> dict[str, str]:
+    """Where the numbers come from, for people and programs."""
+    bundle = load_bundle(spec.cluster.profile)
+    overrides = HydraConfig.get().overrides.task
+    return {
+        "profile": f"{bundle.meta.kind}, {bundle.meta.device}",
+        "profile hash": bundle.content_hash,
+        "profile made by": bundle.meta.command,
+        "rules hash": rules_hash(),
+        "version": version("besteffort"),
+        "command": shlex.join(["python", "-m", "agent.evaluate", *overrides]),
     }
 
 
@@ -84,26 +101,40 @@ def _policy_configs(spec: EvaluationSpec) -> dict[str, PolicyConfig]:
         chosen = entry if isinstance(entry, PolicySpec) else PolicySpec(policy=entry, label=entry)
         try:
             node = hydra.compose(f"policy/{chosen.policy}").policy
-        except hydra.errors.MissingConfigException:
+        except MissingConfigException:
             raise ConfigError("policies", chosen.policy, "no such file in conf/policy") from None
-        values = OmegaConf.to_container(node, resolve=True)
-        configs[chosen.label] = {**values, **chosen.settings}
+        values = check(PolicyConfig, OmegaConf.to_container(node), f"policy/{chosen.policy}")
+        configs[chosen.label] = values | chosen.settings
     return configs
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    """Compare policies; ends with a table and the path of a report."""
+    """Compare policies; end with a table and the path of the report."""
     console = Console()
     try:
         values = OmegaConf.to_container(config, resolve=True)
         spec = check(EvaluationSpec, values, "evaluate")
-        trials, capacities = evaluate(spec, _policy_configs(spec), console)
+        meta = load_bundle(spec.cluster.profile).meta
+        trials, capacities_rps = play(spec, _policy_configs(spec), console)
         standings = compare(trials)
     except ConfigError as refused:
-        console.print(f"[red]{refused}[/]", highlight=False)
-        sys.exit(2)
-    ...
+        sys.exit(str(refused))
+    origin = _origin(spec)
+    write_results(spec, trials, standings, origin)
+    page = Path(spec.output_dir, "report.html")
+    write_report(
+        page,
+        spec=spec,
+        trials=trials,
+        standings=standings,
+        capacities_rps=capacities_rps,
+        origin=origin,
+        profile_kind=meta.kind,
+    )
+    console.print(standings_table(standings))
+    console.print(f"[dim]{meta.kind} profile of {meta.device}[/]", highlight=False)
+    console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

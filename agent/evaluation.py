@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from pydantic import Field, JsonValue, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -54,7 +54,7 @@ class PolicySpec(Spec):
 
     policy: str
     label: str
-    settings: dict[str, JsonValue] = {}
+    settings: dict[str, JsonValue] = Field(default_factory=dict)
 
 
 class EvaluationSpec(Spec):

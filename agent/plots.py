@@ -257,7 +257,8 @@ def _shade(model: int, n_models: int) -> str:
 def _smooth(counts: Float64[np.ndarray, " B"]) -> Float64[np.ndarray, " B"]:
     """Mean over three bins."""
     padded = np.pad(counts, 1, mode="edge")
-    return (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+    means: Float64[np.ndarray, " B"] = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+    return means
 
 
 def _seconds(value: float) -> str:

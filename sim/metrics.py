@@ -83,7 +83,8 @@ class Windows:
 
 def peak_utility(cluster: Cluster, workload: Workload) -> Float64[np.ndarray, " N"]:
     """Quality of the most accurate model on offer, hosted or not, on each request's task."""
-    return cluster.quality.max(axis=0)[workload.task]
+    best: Float64[np.ndarray, " T"] = cluster.quality.max(axis=0)
+    return np.take(best, workload.task)
 
 
 def windows(result: Result, spec: UtilitySpec, window_s: float = 10.0) -> Windows:

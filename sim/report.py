@@ -97,10 +97,8 @@ def badge(profile_kind: str) -> str:
     return "" if profile_kind == "measured" else f"{profile_kind} profile"
 
 
-def table(
-    header: Sequence[str], rows: Sequence[Sequence[Value | str]], caption: str = ""
-) -> Markup:
-    """An HTML table; the first column names the rows."""
+def table(header: Sequence[str], rows: Sequence[Sequence[Value | str]], caption: str) -> Markup:
+    """An HTML table under its caption; the first column names the rows."""
     head = Markup().join(Markup("<th scope=col>{}</th>").format(name) for name in header)
     body = Markup().join(
         Markup("<tr><th scope=row>{}</th>{}</tr>\n").format(
@@ -108,10 +106,10 @@ def table(
         )
         for row in rows
     )
-    top = Markup("<caption>{}</caption>").format(caption) if caption else ""
     return Markup(
-        "<div class=scroll><table>{}<thead><tr>{}</tr></thead>\n<tbody>{}</tbody></table></div>"
-    ).format(top, head, body)
+        "<p class=note>{}</p>\n"
+        "<div class=scroll><table><thead><tr>{}</tr></thead>\n<tbody>{}</tbody></table></div>"
+    ).format(caption, head, body)
 
 
 @drawn
@@ -130,7 +128,9 @@ def figure(picture: Figure, caption: str, label: str) -> Markup:
 
 def provenance(entries: Mapping[str, str]) -> Markup:
     """Where the numbers come from: names and values."""
-    pairs = Markup().join(Markup("<dt>{}</dt><dd>{}</dd>").format(*pair) for pair in entries.items())
+    pairs = Markup().join(
+        Markup("<dt>{}</dt><dd>{}</dd>").format(*pair) for pair in entries.items()
+    )
     return Markup("<dl>{}</dl>").format(pairs)
 
 

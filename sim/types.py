@@ -92,12 +92,14 @@ class Cluster:
     @cached_property
     def same_device(self) -> Int64[np.ndarray, "R R"]:
         """1 where two replicas share a device, else 0: a product with it sums over a device."""
-        return (self.replica_device[:, None] == self.replica_device[None, :]).astype(np.int64)
+        same: Bool[np.ndarray, "R R"] = self.replica_device[:, None] == self.replica_device[None, :]
+        return same.astype(np.int64)
 
     @cached_property
     def same_model(self) -> Int64[np.ndarray, "R R"]:
         """1 where two replicas hold the same model, else 0."""
-        return (self.replica_model[:, None] == self.replica_model[None, :]).astype(np.int64)
+        same: Bool[np.ndarray, "R R"] = self.replica_model[:, None] == self.replica_model[None, :]
+        return same.astype(np.int64)
 
     def replica_name(self, replica: int) -> str:
         """A name to show people, such as `gpu0/opt-1.3b`."""

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "outputs", "multirun")
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]  # one build for all
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

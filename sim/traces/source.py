@@ -1,7 +1,7 @@
 """Which recorded file to replay, which part of it and how fast."""
 
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -14,8 +14,9 @@ from sim.traces.llm import azure_llm, burstgpt, mooncake
 from sim.traces.table import BadRows, TraceError
 
 MAX_REQUESTS = 20_000_000  # more do not fit a machine's memory
-LlmFormat = Literal["azure_llm", "burstgpt", "mooncake"]
-FunctionsFormat = Literal["azure_functions_2019", "azure_functions_2021"]
+TraceFormat = Literal[
+    "azure_llm", "burstgpt", "mooncake", "azure_functions_2019", "azure_functions_2021"
+]
 _LLM_READERS = {"azure_llm": azure_llm, "burstgpt": burstgpt, "mooncake": mooncake}
 
 
@@ -23,7 +24,7 @@ class TraceSource(Spec):
     """A recorded file, a share and a time window of it, and its speed; null rate: as recorded."""
 
     path: str  # relative to the working directory
-    format: LlmFormat | FunctionsFormat
+    format: TraceFormat
     bad_rows: BadRows = "refuse"
     function: str | None = None  # Azure Functions: the hash of one function; null: all of them
     within_minute: Literal["uniform", "even"] | None = None  # 2019: arrivals inside a minute
@@ -58,9 +59,9 @@ class Recorded:
     counts: dict[str, int]  # rows, malformed rows, rows out of order, requests left out
 
 
-def has_lengths(trace_format: str) -> bool:
+def has_lengths(trace_format: TraceFormat) -> bool:
     """Whether a trace format records the prompt and output lengths."""
-    return trace_format in get_args(LlmFormat)
+    return trace_format in _LLM_READERS
 
 
 def read(source: TraceSource, rng: np.random.Generator) -> Recorded:

@@ -75,7 +75,7 @@ def test_any_kind_can_be_set_to_any_mean_rate_and_stays_valid(spec, rate_rps):
 
 @pytest.mark.parametrize("rate_rps", [0, -1, float("nan"), float("inf")])
 def test_an_impossible_rate_is_refused(rate_rps):
-    with pytest.raises(ConfigError, match="rate_rps = .*must be a finite number > 0"):
+    with pytest.raises(ConfigError, match=r"rate_rps = .*must be a finite number > 0"):
         at_rate(Poisson(rate_rps=1), rate_rps)
 
 
@@ -169,7 +169,7 @@ def test_a_trace_is_fitted_replayed_and_set_to_a_rate(tmp_path):
     assert len(draw(at_rate(spec, 7), 900, np.random.default_rng(0))) == pytest.approx(
         6300, rel=0.2
     )
-    with pytest.raises(ConfigError, match="window_s = 1000.0: .*must reach over one window"):
+    with pytest.raises(ConfigError, match=r"window_s = 1000.0: .*must reach over one window"):
         mean_rate_rps(FittedGamma(window_s=1000, trace=source))
 
 

@@ -1,0 +1,301 @@
+"""What is particular to an evaluation's report: the verdict, and a section for each scenario."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+from omegaconf import OmegaConf
+
+from agent import plots
+from agent.comparison import Interval, Standing, cells_of, policies_of
+from agent.evaluation import EvaluationSpec
+from agent.trial import Trial
+from sim.metrics import AVAILABLE, LEAST_ATTAINABLE
+from sim.report import Section, Value, figure, folded, provenance, table, write_page
+
+
+def write_report(
+    path: Path,
+    *,
+    spec: EvaluationSpec,
+    trials: Sequence[Trial],
+    standings: Sequence[Standing],
+    capacities_rps: Mapping[str, float],
+    origin: Mapping[str, str],
+    profile_kind: str,
+) -> None:
+    """Write an evaluation's report as one HTML file.
+
+    Args:
+        path: the file.
+        spec: the evaluation.
+        trials: all of its trials.
+        standings: what `comparison.compare` made of them.
+        capacities_rps: scenario -> measured capacity of the largest model, in requests/s.
+        origin: names and values that say where the numbers come from.
+        profile_kind: the kind of the profile bundle.
+    """
+    static = {standing.policy: standing.static for standing in standings}
+    look = plots.looks(policies_of(standings), static)
+    sections = [
+        _scenario(name, spec, trials, standings, look, capacities_rps[name])
+        for name in spec.scenarios
+    ]
+    config = OmegaConf.to_yaml(OmegaConf.create(spec.model_dump(mode="json")))
+    sections.append(
+        Section("Where this comes from", [provenance(origin), folded("Configuration", config)])
+    )
+    cells = cells_of(standings)
+    write_page(
+        path,
+        title=f"Evaluation: {spec.name}",
+        kicker=(
+            f"{len(policies_of(standings))} policies · {_count(len(cells), 'cell')} · "
+            f"{_count(len(spec.seeds), 'workload seed')} · {spec.cluster.devices} devices · "
+            f"{', '.join(spec.cluster.models)}"
+        ),
+        verdict=verdict(standings),
+        sections=sections,
+        profile_kind=profile_kind,
+    )
+
+
+def verdict(standings: Sequence[Standing]) -> str:
+    """Who earns most, where, and by how much more than the best static policy."""
+    cells = cells_of(standings)
+    wins = Counter(s.policy for s in standings if s.best)
+    mean = {
+        policy: sum(s.performance.value for s in standings if s.policy == policy) for policy in wins
+    }
+    winner = max(wins, key=lambda policy: (wins[policy], mean[policy]))
+    sentences = [f"{winner} earns most in {wins[winner]} of {_count(len(cells), 'cell')}."]
+    rows = [s for s in standings if s.policy == winner]
+    telling = [s for s in rows if s.difference is not None]
+    if telling:
+        row = max(telling, key=_lead)
+        lead = row.difference
+        assert lead is not None
+        word = "more" if lead.value >= 0 else "less"
+        sentences.append(
+            f"At its widest, on {_cell_name(row)}, it earns {row.performance.value:.1%} of peak: "
+            f"{abs(100 * lead.value):.1f} points {word} than {row.best_static}, the best static "
+            f"policy there (95 % interval {_range(lead)})."
+        )
+    behind = [s for s in telling if s.difference is not None and s.difference.high < 0]
+    if behind:
+        sentences.append(
+            f"It is behind the best static policy in {_count(len(behind), 'cell')}: "
+            + ", ".join(_cell_name(s) for s in behind)
+            + "."
+        )
+    return " ".join(sentences)
+
+
+def available_rates(standings: Sequence[Standing]) -> dict[str, float | None]:
+    """The highest rate of one scenario up to which each policy is available at every rate."""
+    highest: dict[str, float | None] = {}
+    for policy in policies_of(standings):
+        highest[policy] = None
+        rows = [s for s in standings if s.policy == policy]
+        for standing in sorted(rows, key=lambda s: s.rate_rps or 0.0):
+            if (standing.mean["availability"] or 0.0) < AVAILABLE:
+                break
+            highest[policy] = standing.rate_rps
+    return highest
+
+
+def _scenario(
+    name: str,
+    spec: EvaluationSpec,
+    trials: Sequence[Trial],
+    standings: Sequence[Standing],
+    look: Mapping[str, plots.Look],
+    capacity_rps: float,
+) -> Section:
+    own = [s for s in standings if s.scenario == name]
+    rates = [rate for _, rate in cells_of(own)]
+    parts: list[Markup] = []
+    if len(rates) > 1:
+        parts += _sweep(own, look, capacity_rps)
+    parts.append(_performance_table(own))
+    if any(s.difference for s in own):
+        parts.append(_difference_table(own))
+    if len(rates) > 1:
+        parts.append(_available_table(own))
+    swept = [len(cells_of([s for s in standings if s.scenario == n])) > 1 for n in spec.scenarios]
+    if len(rates) == 1 or all(swept):  # one close look for each, or at what is not swept
+        focus = min(rates, key=lambda rate: abs((rate or capacity_rps) - capacity_rps))
+        parts += _close_look(
+            [s for s in own if s.rate_rps == focus],
+            [t for t in trials if (t.scenario, t.rate_rps) == (name, focus)],
+            look,
+            spec,
+        )
+    return Section(name.replace("_", " ").capitalize(), parts, _introduction(own, capacity_rps))
+
+
+def _introduction(standings: Sequence[Standing], capacity_rps: float) -> str:
+    text = f"The largest model alone can sustain {capacity_rps:.3g} of these requests a second."
+    impossible = {s.rate_rps: s.mean["attainable"] for s in standings if s.mean["asks_impossible"]}
+    for rate, attainable in impossible.items():
+        at = "" if rate is None else f" at {rate:.3g} requests/s"
+        text += (
+            f" Mind{at}: even alone on an idle cluster these requests would earn only "
+            f"{attainable:.1%} of peak, under {LEAST_ATTAINABLE:.0%}."
+        )
+    return text
+
+
+def _sweep(
+    standings: Sequence[Standing], look: Mapping[str, plots.Look], capacity_rps: float
+) -> list[Markup]:
+    return [
+        figure(
+            plots.performance_by_rate(standings, look, capacity_rps),
+            "Utility earned as a share of peak, what the most accurate model would earn with no "
+            "deadline missed. Bands: 95 % bootstrap over windows of arrival. Static policies are "
+            "dashed.",
+            "Performance of each policy against the rate of arrivals",
+        ),
+        figure(
+            plots.availability_by_rate(standings, look, capacity_rps),
+            f"Share of requests answered in time; a system counts as available above "
+            f"{AVAILABLE:.0%}, the dotted line.",
+            "Availability of each policy against the rate of arrivals",
+        ),
+    ]
+
+
+def _close_look(
+    standings: Sequence[Standing],
+    trials: Sequence[Trial],
+    look: Mapping[str, plots.Look],
+    spec: EvaluationSpec,
+) -> list[Markup]:
+    """Figures of one cell; the mix over time is of the first workload seed."""
+    where = _cell_name(standings[0])
+    first = [trial for trial in trials if trial.seed == spec.seeds[0]]
+    return [
+        figure(
+            plots.windows_above(standings, look),
+            f"Share of {spec.window_s:g} s windows in which a policy earned more than 90, 96 and "
+            f"98 % of peak; {where}.",
+            "Share of windows above three thresholds of peak",
+        ),
+        figure(
+            plots.mix_over_time(first, spec.cluster.models),
+            f"The line is what arrived; below it, what each model answered in time; {where}, "
+            f"workload seed {spec.seeds[0]}.",
+            "Answers in time by model over time, under the rate of arrivals",
+        ),
+        figure(
+            plots.latencies(standings, look),
+            f"Latency of finished requests: P50 (dot), P95 (ring) and P99 (bar); {where}. Late "
+            "requests that were cancelled have none.",
+            "Latency percentiles of each policy",
+        ),
+        figure(
+            plots.outcomes(standings),
+            f"What became of the requests; {where}.",
+            "Outcomes of the requests of each policy",
+        ),
+        _cost_table(standings),
+    ]
+
+
+def _performance_table(standings: Sequence[Standing]) -> Markup:
+    def cell(s: Standing) -> Value:
+        text = f"{100 * s.performance.value:.1f}"
+        return Value(text, _range(s.performance), s.best)
+
+    return _by_rate(
+        standings, cell, "Utility earned in % of peak, with 95 % intervals; the most is marked."
+    )
+
+
+def _difference_table(standings: Sequence[Standing]) -> Markup:
+    def cell(s: Standing) -> Value:
+        if s.difference is None:
+            return Value("best static")
+        return Value(f"{100 * s.difference.value:+.1f}", _range(s.difference), s.difference.low > 0)
+
+    return _by_rate(
+        standings,
+        cell,
+        "Points of peak over the best static policy, on the same requests, with 95 % intervals; "
+        "marked where the whole interval is above zero.",
+    )
+
+
+def _by_rate(
+    standings: Sequence[Standing], cell: Callable[[Standing], Value], caption: str
+) -> Markup:
+    """A table with a row for each policy and a column for each rate of one scenario."""
+    rates = [rate for _, rate in cells_of(standings)]
+    at = {(s.policy, s.rate_rps): s for s in standings}
+    header = ["", *("" if rate is None else f"{rate:.3g} req/s" for rate in rates)]
+    rows: list[list[Value | str]] = [
+        [policy, *(cell(at[policy, rate]) for rate in rates)] for policy in policies_of(standings)
+    ]
+    return table(header, rows, caption)
+
+
+def _available_table(standings: Sequence[Standing]) -> Markup:
+    """Highest available rates, and their ratio to the one of the largest static model."""
+    highest = available_rates(standings)
+    statics = [s.policy for s in standings if s.static]
+    largest = max(statics, key=lambda p: _mean_at_lowest(standings, p)) if statics else None
+    base = highest[largest] if largest is not None else None
+    rows = []
+    for policy, rate in highest.items():
+        ratio = "" if rate is None or base is None else f"{rate / base:.1f}x"
+        rows.append([policy, "none" if rate is None else f"{rate:.3g}", ratio])
+    return table(
+        ["", "available up to, req/s", f"relative to {largest}" if largest else ""],
+        rows,
+        f"The highest rate of the grid up to which at least {AVAILABLE:.0%} are answered in time.",
+    )
+
+
+def _cost_table(standings: Sequence[Standing]) -> Markup:
+    def number(value: float | None, digits: int = 3) -> str:
+        return "–" if value is None else f"{value:.{digits}g}"
+
+    rows = []
+    for s in standings:
+        p50, p99 = s.mean["decision_s.p50"], s.mean["decision_s.p99"]
+        rows.append([
+            s.policy,
+            number(s.mean["utility_per_device_s"]),
+            number(s.mean["utility_per_dollar"]),
+            number(p50 and 1e6 * p50),
+            number(p99 and 1e6 * p99),
+            f"{100 * s.worst_seed:.1f}",
+        ])  # fmt: skip
+    header = ["", "utility per device-second", "utility per dollar", "decision P50, µs",
+              "decision P99, µs", "worst seed, % of peak"]  # fmt: skip
+    return table(header, rows, f"Cost of serving and of deciding; {_cell_name(standings[0])}.")
+
+
+def _mean_at_lowest(standings: Sequence[Standing], policy: str) -> float:
+    rows = [s for s in standings if s.policy == policy]
+    return min(rows, key=lambda s: s.rate_rps or 0.0).performance.value
+
+
+def _lead(standing: Standing) -> float:
+    assert standing.difference is not None
+    return standing.difference.value
+
+
+def _cell_name(standing: Standing) -> str:
+    rate = "" if standing.rate_rps is None else f" at {standing.rate_rps:.3g} requests/s"
+    return f"{standing.scenario} load{rate}"
+
+
+def _range(interval: Interval) -> str:
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
