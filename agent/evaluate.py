@@ -79,17 +79,23 @@ def _origin(spec: EvaluationSpec) -> dict[str, str]:
 
 def standings_table(standings: Sequence[Standing]) -> Table:
     """Performance in percent of peak, policies by cells, the best of each cell marked."""
-    table = Table(title="utility earned, % of peak", title_justify="left", box=None)
+    table = Table(
+        title="utility earned, % of peak (*: the most)", title_justify="left", box=None,
+        padding=(0, 1, 0, 0),
+    )  # fmt: skip
     table.add_column("", no_wrap=True)
     cells = cells_of(standings)
     for scenario, rate in cells:
         unit = "" if rate is None else f"\n{rate:.3g}/s"
-        table.add_column(f"{scenario}{unit}", justify="right")
+        table.add_column(f"{scenario}{unit}", justify="right", overflow="fold")
     at = {(s.policy, s.scenario, s.rate_rps): s for s in standings}
     for policy in policies_of(standings):
         row = [at[policy, *cell] for cell in cells]
         texts = [f"{100 * standing.performance.value:.1f}" for standing in row]
-        marked = [f"[bold green]{t}[/]" if s.best else t for s, t in zip(row, texts, strict=True)]
+        marked = [
+            f"[bold green]*{text}[/]" if s.best else text
+            for s, text in zip(row, texts, strict=True)
+        ]
         table.add_row(policy, *marked)
     return table
 

@@ -147,7 +147,7 @@ def _play(
     missing.sort(key=lambda i: jobs[i].rate_rps or np.inf, reverse=True)
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("trials, left"), TimeRemainingColumn(), console=console,
+        TextColumn("left"), TimeRemainingColumn(), console=console,
     )  # fmt: skip
     with progress:
         bar = progress.add_task("", total=len(jobs), completed=sum(found))
@@ -156,7 +156,7 @@ def _play(
         for job in parallel(work):
             rate = "" if job.rate_rps is None else f" {job.rate_rps:g} req/s"
             text = f"{job.scenario}{rate} · {job.policy}"
-            progress.update(bar, advance=1, description=f"{text:<45}")
+            progress.update(bar, advance=1, description=f"{text:<44}")
     return [load(file, job) for file, job in zip(files, jobs, strict=True)]
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from agent.comparison import Standing
 from agent.trial import TIMELINE_BINS, Trial
@@ -139,7 +139,7 @@ def latencies(standings: Sequence[Standing], look: Mapping[str, Look]) -> Figure
         axes.set_xscale("log")
         axes.grid(visible=True, axis="x")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _seconds(value)))
-        axes.xaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
+        axes.xaxis.set_minor_locator(NullLocator())
         for row, standing in enumerate(standings):
             points = [standing.mean[f"{kind}.{p}"] for p in ("p50", "p95", "p99")]
             known = [point for point in points if point is not None and point > 0]
@@ -150,6 +150,8 @@ def latencies(standings: Sequence[Standing], look: Mapping[str, Look]) -> Figure
             axes.plot(known[0], row, "o", color=colour, markersize=8)
             axes.plot(known[1], row, "o", color=colour, markersize=6, markerfacecolor=PAPER)
             axes.plot(known[2], row, "|", color=colour, markersize=11, markeredgewidth=2)
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 300 * low else (1.0, 3.0)))
     return figure
 
 
@@ -214,22 +216,31 @@ def _end_labels(
 ) -> None:
     """Name the lines at their right ends, moved apart where they would overlap."""
     names = sorted(ends, key=ends.__getitem__)
-    gap = 1.02 * 14 / height_pt
-    places = np.array([ends[name] for name in names])
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    highest = 1.0
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], highest)
-        highest = places[i] - gap
+    places = _apart([ends[name] for name in names], gap=1.02 * 14 / height_pt, highest=1.0)
     right = axes.get_xlim()[1]
     for name, place in zip(names, places, strict=True):
         axes.annotate(
-            name, (right, ends[name]), (right * 1.035, float(place)), color=look[name][0],
+            name, (right, ends[name]), (right * 1.06, place), color=look[name][0],
             va="center", fontsize=11, fontweight="semibold", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": look[name][0], "linewidth": 0.7,
-                        "alpha": 0.6, "shrinkA": 0, "shrinkB": 0},
+                        "alpha": 0.6, "shrinkA": 2, "shrinkB": 0, "relpos": (0.0, 0.5)},
         )  # fmt: skip
+
+
+def _apart(values: Sequence[float], gap: float, highest: float) -> list[float]:
+    """Places near the rising `values`, at least `gap` apart and none above `highest`."""
+
+    def push(values: Sequence[float], gap: float) -> list[float]:
+        steps = np.arange(len(values)) * gap
+        return [*(np.maximum.accumulate(np.array(values) - steps) + steps)]
+
+    def push_down(values: Sequence[float]) -> list[float]:
+        return [-value for value in push([-value for value in reversed(values)], gap)][::-1]
+
+    middle = [
+        (up + down) / 2 for up, down in zip(push(values, gap), push_down(values), strict=True)
+    ]
+    return push_down([min(value, highest) for value in middle])
 
 
 def _rows(

@@ -1,6 +1,5 @@
 """What is particular to an evaluation's report: the verdict, and a section for each scenario."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,13 @@ from agent.evaluation import EvaluationSpec
 from agent.trial import Trial
 from sim.metrics import AVAILABLE, LEAST_ATTAINABLE
 from sim.report import Section, Value, figure, folded, provenance, table, write_page
+
+NEGLIGIBLE = 0.002  # of peak: a deficit that does not count
+PERFORMANCE_NOTE = "Utility earned in % of peak, with its 95 % interval"
+DIFFERENCE_NOTE = (
+    "Points of peak over the best static policy, on the same requests, with the 95 % interval of "
+    "the difference"
+)
 
 
 def write_report(
@@ -62,34 +68,31 @@ def write_report(
 
 
 def verdict(standings: Sequence[Standing]) -> str:
-    """Who earns most, where, and by how much more than the best static policy."""
-    cells = cells_of(standings)
-    wins = Counter(s.policy for s in standings if s.best)
+    """Who earns most on average, and where it is ahead of the best static policy and where not."""
+    n_cells = len(cells_of(standings))
+    over = f"over {_count(n_cells, 'cell')}"
     mean = {
-        policy: sum(s.performance.value for s in standings if s.policy == policy) for policy in wins
+        policy: sum(s.performance.value for s in standings if s.policy == policy) / n_cells
+        for policy in policies_of(standings)
     }
-    winner = max(wins, key=lambda policy: (wins[policy], mean[policy]))
-    sentences = [f"{winner} earns most in {wins[winner]} of {_count(len(cells), 'cell')}."]
-    rows = [s for s in standings if s.policy == winner]
-    telling = [s for s in rows if s.difference is not None]
-    if telling:
-        row = max(telling, key=_lead)
-        lead = row.difference
-        assert lead is not None
-        word = "more" if lead.value >= 0 else "less"
-        sentences.append(
-            f"At its widest, on {_cell_name(row)}, it earns {row.performance.value:.1%} of peak: "
-            f"{abs(100 * lead.value):.1f} points {word} than {row.best_static}, the best static "
-            f"policy there (95 % interval {_range(lead)})."
-        )
-    behind = [s for s in telling if s.difference is not None and s.difference.high < 0]
-    if behind:
-        sentences.append(
-            f"It is behind the best static policy in {_count(len(behind), 'cell')}: "
-            + ", ".join(_cell_name(s) for s in behind)
-            + "."
-        )
-    return " ".join(sentences)
+    winner = max(mean, key=mean.__getitem__)
+    statics = {s.policy for s in standings if s.static}
+    text = f"{winner} earns most: {mean[winner]:.1%} of peak on average {over}."
+    if not statics:
+        return text
+    if winner in statics:
+        return f"{text} No policy that chooses among the models does better."
+    best_static = max(statics, key=mean.__getitem__)
+    text += f" The best static policy, {best_static}, earns {mean[best_static]:.1%}."
+    duels = [s for s in standings if s.policy == winner and s.difference is not None]
+    ahead = [s for s in duels if s.difference and s.difference.low > 0]
+    behind = [s for s in duels if s.difference and s.difference.high < -NEGLIGIBLE]
+    where = f" ({', '.join(map(_cell_name, behind))})" if behind else ""
+    return (
+        f"{text} Against the best static policy of each cell, on the same requests, it is ahead "
+        f"in {len(ahead)}, more than {100 * NEGLIGIBLE:g} points behind in {len(behind)}{where}, "
+        f"and level or not told apart in {n_cells - len(ahead) - len(behind)}."
+    )
 
 
 def available_rates(standings: Sequence[Standing]) -> dict[str, float | None]:
@@ -118,11 +121,6 @@ def _scenario(
     parts: list[Markup] = []
     if len(rates) > 1:
         parts += _sweep(own, look, capacity_rps)
-    parts.append(_performance_table(own))
-    if any(s.difference for s in own):
-        parts.append(_difference_table(own))
-    if len(rates) > 1:
-        parts.append(_available_table(own))
     swept = [len(cells_of([s for s in standings if s.scenario == n])) > 1 for n in spec.scenarios]
     if len(rates) == 1 or all(swept):  # one close look for each, or at what is not swept
         focus = min(rates, key=lambda rate: abs((rate or capacity_rps) - capacity_rps))
@@ -164,6 +162,9 @@ def _sweep(
             f"{AVAILABLE:.0%}, the dotted line.",
             "Availability of each policy against the rate of arrivals",
         ),
+        _by_rate(standings, _performance, f"{PERFORMANCE_NOTE}; the most is marked."),
+        _by_rate(standings, _difference, f"{DIFFERENCE_NOTE}, marked where it is above zero."),
+        _available_table(standings),
     ]
 
 
@@ -177,6 +178,7 @@ def _close_look(
     where = _cell_name(standings[0])
     first = [trial for trial in trials if trial.seed == spec.seeds[0]]
     return [
+        _cell_table(standings),
         figure(
             plots.windows_above(standings, look),
             f"Share of {spec.window_s:g} s windows in which a policy earned more than 90, 96 and "
@@ -200,32 +202,20 @@ def _close_look(
             f"What became of the requests; {where}.",
             "Outcomes of the requests of each policy",
         ),
-        _cost_table(standings),
     ]
 
 
-def _performance_table(standings: Sequence[Standing]) -> Markup:
-    def cell(s: Standing) -> Value:
-        text = f"{100 * s.performance.value:.1f}"
-        return Value(text, _range(s.performance), s.best)
-
-    return _by_rate(
-        standings, cell, "Utility earned in % of peak, with 95 % intervals; the most is marked."
+def _performance(standing: Standing) -> Value:
+    return Value(
+        f"{100 * standing.performance.value:.1f}", _range(standing.performance), standing.best
     )
 
 
-def _difference_table(standings: Sequence[Standing]) -> Markup:
-    def cell(s: Standing) -> Value:
-        if s.difference is None:
-            return Value("best static")
-        return Value(f"{100 * s.difference.value:+.1f}", _range(s.difference), s.difference.low > 0)
-
-    return _by_rate(
-        standings,
-        cell,
-        "Points of peak over the best static policy, on the same requests, with 95 % intervals; "
-        "marked where the whole interval is above zero.",
-    )
+def _difference(standing: Standing) -> Value:
+    difference = standing.difference
+    if difference is None:
+        return Value("best static" if standing.best_static else "–")
+    return Value(_signed(difference.value), _range(difference), difference.low > 0)
 
 
 def _by_rate(
@@ -258,24 +248,32 @@ def _available_table(standings: Sequence[Standing]) -> Markup:
     )
 
 
-def _cost_table(standings: Sequence[Standing]) -> Markup:
-    def number(value: float | None, digits: int = 3) -> str:
-        return "–" if value is None else f"{value:.{digits}g}"
+def _cell_table(standings: Sequence[Standing]) -> Markup:
+    """All of one cell that is best read as a number."""
 
-    rows = []
+    def micro(seconds: float | None) -> str:
+        return "–" if seconds is None else f"{1e6 * seconds:.0f}"
+
+    priced = any(s.mean["utility_per_dollar"] is not None for s in standings)
+    header = ["", "utility, % of peak", "over the best static", "worst seed", "answered in time, %",
+              "utility per device-second", *(["utility per dollar"] if priced else []),
+              "decision P50, µs", "decision P99, µs"]  # fmt: skip
+    rows: list[list[Value | str]] = []
     for s in standings:
-        p50, p99 = s.mean["decision_s.p50"], s.mean["decision_s.p99"]
+        per_dollar = s.mean["utility_per_dollar"]
         rows.append([
             s.policy,
-            number(s.mean["utility_per_device_s"]),
-            number(s.mean["utility_per_dollar"]),
-            number(p50 and 1e6 * p50),
-            number(p99 and 1e6 * p99),
+            _performance(s),
+            _difference(s),
             f"{100 * s.worst_seed:.1f}",
+            f"{100 * (s.mean['availability'] or 0.0):.1f}",
+            f"{s.mean['utility_per_device_s']:.3g}",
+            *([f"{per_dollar:.4g}" if per_dollar is not None else "–"] if priced else []),
+            micro(s.mean["decision_s.p50"]),
+            micro(s.mean["decision_s.p99"]),
         ])  # fmt: skip
-    header = ["", "utility per device-second", "utility per dollar", "decision P50, µs",
-              "decision P99, µs", "worst seed, % of peak"]  # fmt: skip
-    return table(header, rows, f"Cost of serving and of deciding; {_cell_name(standings[0])}.")
+    caption = f"{_cell_name(standings[0])}. {PERFORMANCE_NOTE}. {DIFFERENCE_NOTE}."
+    return table(header, rows, caption)
 
 
 def _mean_at_lowest(standings: Sequence[Standing], policy: str) -> float:
@@ -283,18 +281,17 @@ def _mean_at_lowest(standings: Sequence[Standing], policy: str) -> float:
     return min(rows, key=lambda s: s.rate_rps or 0.0).performance.value
 
 
-def _lead(standing: Standing) -> float:
-    assert standing.difference is not None
-    return standing.difference.value
-
-
 def _cell_name(standing: Standing) -> str:
     rate = "" if standing.rate_rps is None else f" at {standing.rate_rps:.3g} requests/s"
-    return f"{standing.scenario} load{rate}"
+    return f"{standing.scenario}{rate}"
 
 
 def _range(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}".replace("-", "−")
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def _count(n: int, noun: str) -> str:

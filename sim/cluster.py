@@ -96,7 +96,9 @@ class _Run:
         self.env = Environment(initial_time=0)
         scheduler = _scheduler(cluster)
         hard = bounds.grace_ticks == 0
-        self.replicas = [scheduler(cluster, i, hard, self._leave) for i in range(cluster.n_replicas)]
+        self.replicas = [
+            scheduler(cluster, i, hard, self._leave) for i in range(cluster.n_replicas)
+        ]
         self.devices = [
             _Device(self.env, [r for r in self.replicas if r.device == d])
             for d in range(cluster.n_devices)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+Kind = Any  # a type, or a union of types, as pydantic takes it
 
 
 class ConfigError(ValueError):
@@ -37,7 +38,7 @@ def check(kind: type[T], values: object, key: str) -> T:
         raise error from None
 
 
-def _explain(kind: Any, error: ErrorDetails, key: str) -> str:
+def _explain(kind: Kind, error: ErrorDetails, key: str) -> str:
     """One readable line for one pydantic error."""
     path: list[str] = []
     node = kind
@@ -55,16 +56,18 @@ def _explain(kind: Any, error: ErrorDetails, key: str) -> str:
     if error["type"] == "missing":
         return f"{where} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    shown = repr(value) if not isinstance(value, Mapping) else "{" + ", ".join(map(str, value)) + "}"
+    shown = (
+        repr(value) if not isinstance(value, Mapping) else "{" + ", ".join(map(str, value)) + "}"
+    )
     return f"{where} = {shown}: {message}"
 
 
-def _fields(node: Any) -> list[str]:
+def _fields(node: Kind) -> list[str]:
     """Names of the fields of a Spec, sorted; empty for anything else."""
     return sorted(getattr(node, "model_fields", {}))
 
 
-def _descend(node: Any, part: int | str) -> tuple[str | None, Any]:
+def _descend(node: Kind, part: int | str) -> tuple[str | None, Kind]:
     """The name to show for one step of an error's path and the type found there.
 
     A step that is the tag of a discriminated union is no key of the user's: its name is None.
@@ -84,7 +87,7 @@ def _descend(node: Any, part: int | str) -> tuple[str | None, Any]:
     return str(part), (options[0] if options else None)
 
 
-def _options(node: Any) -> list[Any]:
+def _options(node: Kind) -> list[Kind]:
     """The leaves of a (possibly annotated, nested) union or container type."""
     inner = get_args(node)
     if not inner:

@@ -9,6 +9,7 @@ R replicas, T tasks, S time scales.
 
 from dataclasses import dataclass
 from functools import cached_property
+from types import ModuleType
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -65,9 +66,10 @@ class Observation:
     finished_tokens: Int[Array, " T"]  # emitted by them
 
     @cached_property
-    def xp(self) -> Any:
+    def xp(self) -> ModuleType:
         """The array namespace of this observation: numpy or jax.numpy."""
-        return self.running.__array_namespace__()
+        namespace: ModuleType = self.running.__array_namespace__()
+        return namespace
 
     @cached_property
     def quality(self) -> Float[Array, " R"]:
@@ -95,7 +97,7 @@ class Observation:
 
     @cached_property
     def expected_output_tokens(self) -> Int[Array, ""]:
-        """Mean output of finished requests of this task, the request's max_tokens as first datum."""
+        """Mean output of finished requests of the task, with max_tokens as the first datum."""
         tokens = self.finished_tokens[self.task] + self.max_tokens
         mean = tokens // (self.finished_requests[self.task] + 1)
         return self.xp.minimum(self.xp.maximum(mean, 1), self.max_tokens)

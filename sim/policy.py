@@ -5,10 +5,13 @@ from typing import Any, Protocol
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from jaxtyping import Int
 
 from sim.config import ConfigError
-from sim.observation import Observation
+from sim.observation import Array, Observation
 from sim.types import Cluster
+
+State = Any  # a pytree of arrays, as the policy likes it
 
 SHED = -1  # the action that refuses a request at the router; any other is a replica
 
@@ -30,14 +33,14 @@ class Policy(Protocol):
         alone gets all of the KV memory. Most policies return `models`.
         """
 
-    def init(self, cluster: Cluster) -> Any:
+    def init(self, cluster: Cluster) -> State:
         """The state before the first decision: a pytree of arrays, or () if there is none.
 
         Raises:
             ConfigError: if the policy cannot serve this cluster.
         """
 
-    def decide(self, state: Any, observation: Observation) -> tuple[Any, Any]:
+    def decide(self, state: State, observation: Observation) -> tuple[Int[Array, ""], State]:
         """The action for the observed request, an int32 scalar, and the next state."""
 
 

@@ -159,9 +159,7 @@ class Replica(ABC):
         worthless = now > request.first_death if self._hard else now >= request.first_death
         request.death = min(now, request.last_death) if worthless else request.last_death
 
-    def _step(
-        self, decodes: int, kv_tokens: int, chunks: list[tuple[Request, int]]
-    ) -> Step:
+    def _step(self, decodes: int, kv_tokens: int, chunks: list[tuple[Request, int]]) -> Step:
         """A step with its duration (rule 12)."""
         prefill_tokens = pairs = 0
         for request, tokens in chunks:

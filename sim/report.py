@@ -170,7 +170,7 @@ def _value(cell: Value | str) -> Value:
 
 
 def _data(cell: Value) -> Markup:
-    small = Markup(" <small>{}</small>").format(cell.small) if cell.small else ""
+    small = Markup("<small>{}</small>").format(cell.small) if cell.small else ""
     mark = Markup(" class=mark") if cell.mark else ""
     return Markup("<td{}>{}{}</td>").format(mark, cell.text, small)
 

@@ -106,9 +106,15 @@ def show(result: Result, summary: Summary, policy: str, wall_s: float) -> Table:
     table.add_row("performance", _percent(summary.performance) + " of peak")
     table.add_row("attainable", _percent(summary.attainable) + " of peak, each request alone")
     table.add_row("availability", _percent(summary.availability) + " answered in time")
-    above = ", ".join(f"{_percent(s)} above {float(t):.0%}" for t, s in summary.windows_above.items())
+    above = ", ".join(
+        f"{_percent(s)} above {float(t):.0%}" for t, s in summary.windows_above.items()
+    )
     table.add_row("windows", above)
-    for name, label in (("ttft_s", "first token"), ("tpot_s", "per token"), ("e2e_s", "end to end")):
+    for name, label in (
+        ("ttft_s", "first token"),
+        ("tpot_s", "per token"),
+        ("e2e_s", "end to end"),
+    ):
         p = getattr(summary, name)
         table.add_row(label, f"P50 {_ms(p.p50)}, P95 {_ms(p.p95)}, P99 {_ms(p.p99)}")
     shares = ", ".join(f"{model} {share:.1%}" for model, share in summary.model_share.items())

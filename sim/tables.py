@@ -75,5 +75,5 @@ def write_summary(summary: Summary, provenance: Mapping[str, object], path: Path
     unfinished.replace(path)
 
 
-def _seconds(ticks: np.ndarray) -> pa.Array:
-    return pa.array(array_to_seconds(ticks), mask=ticks < 0)
+def _seconds(ticks: np.ndarray) -> pa.DoubleArray:
+    return pa.array(array_to_seconds(ticks), type=pa.float64(), mask=ticks < 0)

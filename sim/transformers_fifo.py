@@ -68,15 +68,15 @@ class TransformersFifoReplica(Replica):
         if not self.running:
             self._admission_blocked = False
         candidates = sorted(self.running.values(), key=lambda r: r.prefill_left > 0)
-        if not self._admission_blocked:
-            candidates.extend(self.queue)
+        candidates.extend(self.queue)
         for request in candidates:
             waits = request.index not in self.running
             if waits and self._dead(request, now):
                 self.queue.remove(request)
                 self._depart(request, Outcome.CANCELLED)
                 continue
-            if budget == 0 or (waits and len(self.running) == self.max_batch):
+            closed = self._admission_blocked or len(self.running) == self.max_batch
+            if budget == 0 or (waits and closed):
                 break
             short_of_margin = self.free_blocks * 100 < self.kv_blocks * MARGIN_PERCENT
             if short_of_margin and (decoders or chunks) and request.prefill_left:

@@ -86,7 +86,8 @@ def timeliness(result: Result) -> Float64[np.ndarray, " N"]:
 
 def on_time(result: Result) -> Bool[np.ndarray, " N"]:
     """Whether each request was answered with no bound missed."""
-    return timeliness(result) == 1.0
+    met: Bool[np.ndarray, " N"] = timeliness(result) == 1.0
+    return met
 
 
 def utility(spec: UtilitySpec, result: Result) -> Float64[np.ndarray, " N"]:
@@ -95,4 +96,5 @@ def utility(spec: UtilitySpec, result: Result) -> Float64[np.ndarray, " N"]:
     model = result.cluster.replica_model[np.maximum(result.replica, 0)]
     quality = result.cluster.quality[model, result.workload.task]
     worth = np.where(factor > 0, quality * factor, spec.miss_penalty)
-    return np.where(result.outcome == Outcome.INSIDE, np.nan, worth)
+    worth[result.outcome == Outcome.INSIDE] = np.nan
+    return worth

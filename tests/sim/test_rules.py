@@ -155,9 +155,7 @@ def test_reserving_holds_everything_from_admission_and_never_preempts():
 
 
 def test_a_starved_request_of_transformers_is_reset_to_the_end_of_the_queue():
-    cluster = make_cluster(
-        kv_blocks=6, block_tokens=4, max_batch=2, scheduler="transformers_fifo"
-    )
+    cluster = make_cluster(kv_blocks=6, block_tokens=4, max_batch=2, scheduler="transformers_fifo")
     # two prompts of 7 take ⌊8/4⌋ + 1 = 3 blocks each; at 12 tokens both need another block
     workload = make_workload([0, 0, 0.5], prompt=[7, 7, 1], output=[10, 10, 1])
     result = run(cluster, workload)

@@ -25,9 +25,7 @@ def mean_wait_s(result: Result, service_s: np.ndarray) -> float:
 
 
 def assert_contains(samples: list[float], theory: float, slack: float = 0.0) -> None:
-    low, high = stats.t.interval(
-        CONFIDENCE, len(samples) - 1, np.mean(samples), stats.sem(samples)
-    )
+    low, high = stats.t.interval(CONFIDENCE, len(samples) - 1, np.mean(samples), stats.sem(samples))
     assert low - slack <= theory <= high + slack
     assert high - low < 0.5 * theory  # an interval that says something
 

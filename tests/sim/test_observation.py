@@ -1,0 +1,111 @@
+"""What a router can tell from its signals."""
+
+import numpy as np
+import pytest
+
+from sim.observation import WINDOWS_S, fits_alone
+from sim.router import Router, draw_random_bits
+from sim.ticks import to_ticks
+from tests.systems import Send, make_bounds, make_cluster, make_workload, run
+
+
+def observations(cluster, workload, to, **bounds):
+    seen = []
+
+    class Watch(Send):
+        def decide(self, state, observation):
+            seen.append(
+                {
+                    "rate_rps": observation.arrival_rate_rps.copy(),
+                    "ttft_s": observation.predicted_ttft_ticks / 2**40,
+                    "finish_s": observation.predicted_finish_ticks / 2**40,
+                    "expected": int(observation.expected_output_tokens),
+                    "slack_s": observation.e2e_slack_ticks / 2**40,
+                    "since_s": observation.since_arrival_ticks / 2**40,
+                    "mask": observation.mask.tolist(),
+                }
+            )
+            return super().decide(state, observation)
+
+    return run(cluster, workload, Watch(to), **bounds), seen
+
+
+def test_random_bits_depend_on_seed_and_index_alone():
+    assert draw_random_bits(7, 100).tolist()[:10] == draw_random_bits(7, 10).tolist()
+    assert draw_random_bits(7, 10).tolist() != draw_random_bits(8, 10).tolist()
+
+
+@pytest.mark.parametrize("prompt", [1, 10, 35])
+def test_the_finish_of_a_request_alone_is_predicted_exactly_but_for_growing_context(prompt):
+    cluster = make_cluster(step_s=[0.1], token_s=[0.01], pair_s=[0.0001], token_budget=40)
+    workload = make_workload([0.0], prompt=prompt, output=8)
+    result, (seen,) = observations(cluster, workload, [0])
+    assert seen["finish_s"][0] == pytest.approx(result.leave_ticks[0] / 2**40, abs=1e-6)
+    assert seen["ttft_s"][0] == pytest.approx(result.first_token_ticks[0] / 2**40, abs=1e-6)
+
+
+def test_predictions_rank_replicas_by_how_soon_they_would_answer():
+    cluster = make_cluster([[0], [0], [0]], step_s=[0.1], max_batch=2)
+    workload = make_workload([0] * 8, output=20)
+    _, seen = observations(cluster, workload, [0, 0, 0, 0, 1, 1, 1, 2])
+    finish = seen[-1]["finish_s"]
+    assert finish[2] < finish[1] < finish[0]
+
+
+def test_rates_are_estimated_at_every_time_scale():
+    cluster = make_cluster([[0]], step_s=[0.001], tasks=("a", "b"))
+    arrivals = np.arange(0, 40, 0.01)
+    tasks = np.arange(len(arrivals)) % 2
+    workload = make_workload(arrivals.tolist(), task=tasks.tolist(), tasks=("a", "b"))
+    _, seen = observations(cluster, workload, [0])
+    late = np.mean([s["rate_rps"] for s in seen[-400:]], axis=0)
+    assert late == pytest.approx(np.full((len(WINDOWS_S), 2), 50.0), rel=0.06)
+
+
+def test_rates_fall_to_this_arrival_alone_after_a_long_silence():
+    _, seen = observations(make_cluster(), make_workload([*np.arange(0, 5, 0.1), 100.0]), [0])
+    assert seen[-1]["rate_rps"][:, 0] == pytest.approx([1 / w for w in WINDOWS_S])
+
+
+def test_expected_output_starts_at_max_tokens_and_moves_to_what_came_back():
+    workload = make_workload(np.arange(0.0, 200, 10).tolist(), output=4, max_tokens=100)
+    _, seen = observations(make_cluster(), workload, [0])
+    assert seen[0]["expected"] == 100
+    assert seen[1]["expected"] == (100 + 4) // 2
+    assert seen[-1]["expected"] < 10
+
+
+def test_slack_counts_from_arrival_and_time_between_arrivals_from_the_last():
+    cluster = make_cluster(overhead_s=0.5)
+    _, seen = observations(cluster, make_workload([1.0, 3.0]), [0], e2e_s=5.0)
+    assert [s["slack_s"] for s in seen] == [4.5, 4.5]
+    assert seen[1]["since_s"] == 2.0
+
+
+def test_the_mask_tells_full_queues_long_requests_and_the_dead():
+    cluster = make_cluster([[0], [0]], max_queue=1, max_batch=1, max_context=50)
+    _, seen = observations(cluster, make_workload([0, 0, 0.5], prompt=[1, 1, 60]), [0, 1, 0])
+    assert [s["mask"] for s in seen] == [[True, True], [False, True], [False, False]]
+    cluster.alive[1] = False
+    _, seen = observations(cluster, make_workload([0]), [0])
+    assert seen[0]["mask"] == [True, False]
+
+
+def test_what_fits_alone_is_what_a_replica_does_not_refuse():
+    for scheduler in ("vllm", "transformers_fifo"):
+        cluster = make_cluster(kv_blocks=5, block_tokens=4, max_context=30, scheduler=scheduler)
+        for need in range(2, 35):
+            workload = make_workload([0], prompt=need - 1, output=1)
+            fits = bool(fits_alone(cluster, need - 1, 1)[0])
+            assert fits == (run(cluster, workload).emitted_tokens[0] == 1)
+
+
+def test_a_router_can_be_driven_by_anything_that_reports():
+    """The live gateway has no SimPy: it says what time it is and what its workers report."""
+    cluster = make_cluster([[0], [0]])
+    workload = make_workload([0.0, 1.0])
+    busy = np.array([[4, 0], [4, 0], [2, 0], [0, 0], [8, 0], [9, 0], [3, 0]])
+    router = Router(cluster, workload, make_bounds(workload), Send([1, 0]), 0, lambda: busy)
+    observation = router.observe(0, to_ticks(0.25))
+    assert observation.inside.tolist() == [6, 0]
+    assert router.decide(1, to_ticks(1.0)) == 1

@@ -1,0 +1,153 @@
+"""The command `python -m sim.run` and what it leaves behind."""
+
+import gzip
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.systems import Send, make_cluster, make_workload
+from tests.systems import run as play
+
+SHORT = ["workload.duration_s=3", "workload.arrivals.rate_rps=20"]
+
+# The parts of the Trace Event Format that the timeline uses.
+TRACE_SCHEMA = {
+    "type": "object",
+    "required": ["traceEvents"],
+    "properties": {
+        "traceEvents": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["ph", "name", "pid", "ts"],
+                "properties": {
+                    "ph": {"enum": ["M", "X", "C", "i", "b", "n", "e"]},
+                    "name": {"type": "string"},
+                    "pid": {"type": "integer"},
+                    "tid": {"type": "integer"},
+                    "ts": {"type": "number", "minimum": 0},
+                    "dur": {"type": "number", "exclusiveMinimum": 0},
+                    "args": {"type": "object"},
+                },
+                "allOf": [
+                    {
+                        "if": {"properties": {"ph": {"const": "X"}}},
+                        "then": {"required": ["dur", "tid", "cat"]},
+                    },
+                    {
+                        "if": {"properties": {"ph": {"enum": ["b", "n", "e"]}}},
+                        "then": {"required": ["cat", "id"]},
+                    },
+                    {
+                        "if": {"properties": {"ph": {"const": "C"}}},
+                        "then": {
+                            "properties": {"args": {"additionalProperties": {"type": "number"}}}
+                        },
+                    },
+                ],
+            },
+        }
+    },
+}
+
+
+def command(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sim.run", *overrides],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    ran = command(
+        folder, *SHORT, "record_steps=true", "hydra.run.dir=out", "save_workload=drawn.parquet"
+    )
+    assert ran.returncode == 0, ran.stderr
+    return folder, ran
+
+
+def test_a_run_ends_in_a_table_that_says_the_profile_is_analytic(finished):
+    _, ran = finished
+    assert "analytic" in ran.stdout
+    assert "of peak" in ran.stdout
+
+
+def test_a_run_writes_requests_steps_summary_and_timeline(finished):
+    folder, _ = finished
+    requests = pq.read_table(folder / "out/requests.parquet").to_pydict()
+    summary = json.loads((folder / "out/summary.json").read_text())
+    steps = pq.read_table(folder / "out/steps.parquet").to_pydict()
+    assert len(requests["outcome"]) == summary["arrivals"] > 0
+    assert summary["provenance"]["profile"]["kind"] == "analytic"
+    assert len(steps["end_s"]) == summary["provenance"]["steps"]
+    emitted = sum(requests["emitted_tokens"])
+    assert emitted >= sum(steps["decodes"])
+    assert sum(u for u in requests["utility"] if u) == pytest.approx(summary["earned"])
+
+
+def test_the_timeline_is_a_valid_chrome_trace_with_a_track_for_each_replica(finished):
+    folder, _ = finished
+    with gzip.open(folder / "out/timeline.json.gz", "rt") as file:
+        trace = json.load(file)
+    jsonschema.validate(trace, TRACE_SCHEMA)
+    events = trace["traceEvents"]
+    names = [e["args"]["name"] for e in events if e["ph"] == "M"]
+    assert names.count("opt-6.7b") == 4
+    assert {"gpu0", "gpu1", "gpu2", "gpu3", "router (analytic profile)"} <= set(names)
+
+
+def test_a_saved_workload_is_replayed_to_the_same_requests(finished):
+    folder, _ = finished
+    again = command(folder, "workload=saved", "workload.path=drawn.parquet", "hydra.run.dir=again")
+    assert again.returncode == 0, again.stderr
+    one, two = (pq.read_table(folder / f / "requests.parquet") for f in ("out", "again"))
+    kept = [name for name in one.column_names if name != "decision_us"]
+    assert one.select(kept).equals(two.select(kept))
+
+
+def test_slices_of_a_device_do_not_overlap_and_requests_begin_before_they_end():
+    from sim.timeline import events
+
+    cluster = make_cluster([[0, 1]], step_s=[0.5, 1.0])
+    workload = make_workload([0, 0.2, 0.9], prompt=5, output=4)
+    result = play(cluster, workload, Send([0, 1]))
+    drawn = list(events(result, result.steps))
+    slices = sorted((e["ts"], e["ts"] + e["dur"]) for e in drawn if e["ph"] == "X")
+    assert all(b[0] >= a[1] - 1e-6 for a, b in pairwise(slices))
+    begins = {e["id"]: e["ts"] for e in drawn if e["ph"] == "b"}
+    ends = {e["id"]: e["ts"] for e in drawn if e["ph"] == "e"}
+    assert begins.keys() == ends.keys() == {0, 1, 2}
+    assert all(begins[i] < ends[i] for i in begins)
+    assert np.isclose(max(ends.values()), result.end_ticks / 2**40 * 1e6)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("workload.arrivals.rate_rps=-3", "workload.arrivals.rate_rps = -3"),
+        ("+workload.arrivals.rate=3", "workload.arrivals.rate = 3: unknown key; allowed: kind"),
+        ("+cluster.overrides={opt-1.3b:{max_bach:3}}", "cluster.overrides.opt-1.3b.max_bach = 3"),
+        ("cluster.models=[opt-125m,opt-13b]", "opt-13b"),
+        ("tasks.names=[piqa,winogrande,hellaswag,chess]", "chess"),
+        ("cluster.kv_tokens=512", "cluster.max_batch of opt-125m = 64: at most 32, the KV blocks"),
+        ("cluster.token_budget=8", "cluster.token_budget"),
+        ("utility.e2e.base_s=-1", "utility.e2e.base_s = -1"),
+        ("policy._target_=agent.baselines.Oracle", "policy"),
+        ("policy=static_large policy.model=7", "policy.model = 7"),
+        ("horizon_s=0", "horizon_s = 0"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_its_key_and_what_is_allowed(tmp_path, override, told):
+    ran = command(tmp_path, *override.split(" "))
+    assert ran.returncode != 0
+    assert told in ran.stderr
+    assert "Traceback" not in ran.stderr
