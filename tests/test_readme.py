@@ -1,0 +1,27 @@
+"""The README's figures are those of the committed results, made under today's rules and profile."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from agent.publish import BLOCK, README, RESULTS, update
+from sim.profile import load_bundle
+from sim.rules import rules_hash
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = sorted((ROOT / RESULTS).glob("*.json"))
+
+
+def test_the_readme_shows_the_figures_of_every_committed_result():
+    text = (ROOT / README).read_text()
+    assert update(text, ROOT / RESULTS) == text
+    assert {match["name"] for match in BLOCK.finditer(text)} == {path.stem for path in PUBLISHED}
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_result_was_made_under_the_rules_and_the_profile_of_today(path):
+    origin = json.loads(path.read_text())["provenance"]
+    assert origin["rules hash"] == rules_hash(), f"made under other rules: {origin['command']}"
+    shipped = load_bundle("pkg://calibrate.profiles/a100-80gb-analytic")
+    assert origin["profile hash"] == shipped.content_hash, origin["command"]
