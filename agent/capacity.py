@@ -7,7 +7,7 @@ import numpy as np
 from agent.baselines import LeastLoaded
 from sim.cluster import simulate
 from sim.ticks import NEVER, TICKS_PER_S
-from sim.types import Bounds, Cluster, Outcome, Workload, truncate
+from sim.types import Bounds, Cluster, Outcome, Workload
 
 BACKLOG = 2000  # requests
 MIDDLE = (0.2, 0.8)  # shares of the finishes between which the throughput is taken
@@ -21,20 +21,29 @@ def capacity_rps(cluster: Cluster, workload: Workload, backlog: int = BACKLOG) -
 
     Args:
         cluster: the replicas to saturate.
-        workload: where the lengths and tasks of the backlog come from, in order of arrival.
-        backlog: most requests to take.
+        workload: where the lengths and tasks of the backlog come from, again and again.
+        backlog: number of requests.
 
     Raises:
         ValueError: if fewer than 20 requests can be served.
     """
-    waiting = truncate(workload, np.arange(len(workload)) < backlog)
-    waiting = replace(waiting, arrival_ticks=np.zeros(len(waiting), np.int64))
+    take = np.arange(backlog) % len(workload)
+    waiting = replace(
+        workload,
+        arrival_ticks=np.zeros(backlog, np.int64),
+        task=workload.task[take],
+        prompt_tokens=workload.prompt_tokens[take],
+        output_tokens=workload.output_tokens[take],
+        max_tokens=workload.max_tokens[take],
+        cached_tokens=workload.cached_tokens[take],
+        priority=workload.priority[take],
+    )
     patient = replace(
         cluster,
-        max_queue=np.full(cluster.n_replicas, max(len(waiting), 1), np.int32),
+        max_queue=np.full(cluster.n_replicas, backlog, np.int32),
         cancel_expired=False,
     )
-    never = np.full(len(waiting), NEVER)
+    never = np.full(backlog, NEVER)
     bounds = Bounds(e2e_ticks=never, ttft_ticks=never, tpot_ticks=never, grace_ticks=0)
     result = simulate(patient, waiting, bounds, LeastLoaded())
     finishes = np.sort(result.leave_ticks[result.outcome == Outcome.FINISHED])

@@ -42,6 +42,7 @@ class Standing:
     best_static: str | None  # the static policy that earns most in this cell
     difference: Interval | None  # performance minus that of `best_static`; None for itself
     worst_seed: float  # performance on the workload seed where it is lowest
+    availability: float  # share answered in time
     mean: Mapping[str, float | None]  # means over seeds: `summary_values` of the trials
 
 
@@ -110,6 +111,7 @@ def _compare_cell(policies: Mapping[str, list[Trial]]) -> list[Standing]:
                 best_static=best_static,
                 difference=difference,
                 worst_seed=min(sum(t.earned) / sum(t.peak) for t in trials if any(t.peak)),
+                availability=_availability([trial.summary for trial in trials]),
                 mean=_means([summary_values(trial.summary) for trial in trials]),
             )
         )
@@ -150,6 +152,11 @@ def _peaks(policies: Mapping[str, list[Trial]]) -> Float64[np.ndarray, " U"]:
 def _joined(trials: list[Trial], name: str) -> Float64[np.ndarray, " U"]:
     ordered = sorted(trials, key=lambda trial: trial.seed)
     return np.concatenate([np.asarray(getattr(trial, name)) for trial in ordered])
+
+
+def _availability(summaries: Sequence[Summary]) -> float:
+    decided = sum(summary.arrivals - summary.inside for summary in summaries)
+    return sum(summary.on_time for summary in summaries) / decided
 
 
 def _means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:

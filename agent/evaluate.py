@@ -19,11 +19,16 @@ from rich.table import Table
 
 from agent.comparison import Standing, cells_of, compare, policies_of
 from agent.evaluation import EvaluationSpec, PolicySpec, play
-from agent.provenance import rules_hash
 from agent.report import write_report
 from agent.trial import PolicyConfig, Trial
 from sim.config import ConfigError, check
 from sim.profile import load_bundle
+from sim.rules import rules_hash
+from sim.traces import TraceError
+from sim.workload import WorkloadError
+
+MOST_COLUMNS = 8  # cells in one table of the terminal
+POOLED = ("performance", "availability")  # over seeds, where the rest are means
 
 
 def write_results(
@@ -59,7 +64,8 @@ def _row(standing: Standing) -> dict[str, str | float | bool | None]:
         "difference_low": None if difference is None else difference.low,
         "difference_high": None if difference is None else difference.high,
         "worst_seed": standing.worst_seed,
-        **{name: value for name, value in standing.mean.items() if name != "performance"},
+        "availability": standing.availability,
+        **{name: value for name, value in standing.mean.items() if name not in POOLED},
     }
 
 
@@ -77,8 +83,16 @@ def _origin(spec: EvaluationSpec) -> dict[str, str]:
     }
 
 
-def standings_table(standings: Sequence[Standing]) -> Table:
-    """Performance in percent of peak, policies by cells, the best of each cell marked."""
+def standings_tables(standings: Sequence[Standing]) -> list[Table]:
+    """Performance in percent of peak, the best of each cell marked; one table if it is short."""
+    scenarios = list(dict.fromkeys(s.scenario for s in standings))
+    if len(cells_of(standings)) <= MOST_COLUMNS:
+        return [_standings_table(standings)]
+    return [_standings_table([s for s in standings if s.scenario == name]) for name in scenarios]
+
+
+def _standings_table(standings: Sequence[Standing]) -> Table:
+    """Policies by cells."""
     table = Table(
         title="utility earned, % of peak (*: the most)", title_justify="left", box=None,
         padding=(0, 1, 0, 0),
@@ -100,7 +114,7 @@ def standings_table(standings: Sequence[Standing]) -> Table:
     return table
 
 
-def _policy_configs(spec: EvaluationSpec) -> dict[str, PolicyConfig]:
+def compose_policies(spec: EvaluationSpec) -> dict[str, PolicyConfig]:
     """Compose the policies from `conf/policy` by name."""
     configs: dict[str, PolicyConfig] = {}
     for entry in spec.policies:
@@ -120,12 +134,14 @@ def main(config: DictConfig) -> None:
     console = Console()
     try:
         values = OmegaConf.to_container(config, resolve=True)
-        spec = check(EvaluationSpec, values, "evaluate")
+        spec = check(EvaluationSpec, values, "")
         meta = load_bundle(spec.cluster.profile).meta
-        trials, capacities_rps = play(spec, _policy_configs(spec), console)
+        trials, capacities_rps = play(spec, compose_policies(spec), console)
         standings = compare(trials)
-    except ConfigError as refused:
-        sys.exit(str(refused))
+    except (ConfigError, WorkloadError, TraceError, OSError) as refused:
+        sys.exit(f"refused: {refused}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from the trials that have finished")
     origin = _origin(spec)
     write_results(spec, trials, standings, origin)
     page = Path(spec.output_dir, "report.html")
@@ -138,7 +154,8 @@ def main(config: DictConfig) -> None:
         origin=origin,
         profile_kind=meta.kind,
     )
-    console.print(standings_table(standings))
+    for table in standings_tables(standings):
+        console.print(table)
     console.print(f"[dim]{meta.kind} profile of {meta.device}[/]", highlight=False)
     console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
 

@@ -19,6 +19,7 @@ from agent.capacity import capacity_rps
 from agent.trial import Job, PolicyConfig, Setting, Trial, draw, load, run, save, trial_key
 from sim.config import Spec
 from sim.deploy import ClusterSpec, build_cluster
+from sim.policy import make_policy
 from sim.profile import Bundle, load_bundle
 from sim.tasks import TasksSpec
 from sim.utility import UtilitySpec
@@ -43,10 +44,25 @@ class LogGrid(Spec):
 
 
 class ScenarioSpec(Spec):
-    """A workload and the rates at which it is played: a cell for each."""
+    """A workload and the rates at which it is played: a cell for each; without, its own rates."""
 
     workload: WorkloadSpec
-    rates: LogGrid | tuple[Annotated[float, Field(gt=0)], ...] | None  # null: the workload's own
+    capacity_grid: LogGrid | None = None
+    rates_rps: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.capacity_grid is not None and self.rates_rps is not None:
+            raise ValueError("one of capacity_grid and rates_rps must be null")
+        return self
+
+    def rates(self, capacity_rps: float) -> Sequence[float | None]:
+        """The rate of each cell in requests/s; None: the workload's own."""
+        if self.capacity_grid is not None:
+            grid = self.capacity_grid
+            rates = np.geomspace(grid.low, grid.high, grid.n) * capacity_rps
+            return [float(f"{rate:.3g}") for rate in rates]
+        return self.rates_rps or [None]
 
 
 class PolicySpec(Spec):
@@ -100,14 +116,21 @@ def play(
         spec: the evaluation.
         policies: label -> configuration with a `_target_`.
         console: where progress is shown.
+
+    Raises:
+        ConfigError: if a policy or a workload is refused.
     """
     bundle = load_bundle(spec.cluster.profile)
+    for label, config in policies.items():
+        policy = make_policy(config, f"policies.{label}")
+        hosted = policy.hosted(spec.cluster.models)
+        policy.init(build_cluster(spec.cluster, bundle, spec.tasks.names, hosted))
     capacities: dict[str, float] = {}
     jobs: list[Job] = []
     for name, scenario in spec.scenarios.items():
         with console.status(f"{name}: capacity of {spec.cluster.models[-1]}"):
             capacities[name] = _capacity_rps(spec, scenario, bundle)
-        for rate in _rates(scenario.rates, capacities[name]):
+        for rate in scenario.rates(capacities[name]):
             workload = scenario.workload if rate is None else at_rate(scenario.workload, rate)
             jobs += [
                 Job(name, rate, seed, label, config, workload)
@@ -121,19 +144,6 @@ def _capacity_rps(spec: EvaluationSpec, scenario: ScenarioSpec, bundle: Bundle) 
     offered = build_cluster(spec.cluster, bundle, spec.tasks.names)
     largest = build_cluster(spec.cluster, bundle, spec.tasks.names, spec.cluster.models[-1:])
     return capacity_rps(largest, draw(scenario.workload, spec.seeds[0], spec.setting, offered))
-
-
-def _rates(
-    rates: LogGrid | tuple[float, ...] | None, capacity_rps: float
-) -> Sequence[float | None]:
-    match rates:
-        case None:
-            return [None]
-        case LogGrid():
-            grid = np.geomspace(rates.low, rates.high, rates.n) * capacity_rps
-            return [float(f"{rate:.3g}") for rate in grid]
-        case _:
-            return rates
 
 
 def _play(

@@ -70,7 +70,7 @@ def availability_by_rate(
     ends = {}
     for name, rates, rows in _by_policy(standings):
         colour, line = look[name]
-        shares = [row.mean["availability"] or 0.0 for row in rows]
+        shares = [row.availability for row in rows]
         axes.plot(rates, shares, line, color=colour, linewidth=2, marker="o", markersize=4)
         ends[name] = shares[-1]
     axes.set_ylabel("answered in time")
@@ -216,7 +216,7 @@ def _end_labels(
 ) -> None:
     """Name the lines at their right ends, moved apart where they would overlap."""
     names = sorted(ends, key=ends.__getitem__)
-    places = _apart([ends[name] for name in names], gap=1.02 * 14 / height_pt, highest=1.0)
+    places = apart([ends[name] for name in names], gap=1.02 * 14 / height_pt, highest=1.0)
     right = axes.get_xlim()[1]
     for name, place in zip(names, places, strict=True):
         axes.annotate(
@@ -227,7 +227,7 @@ def _end_labels(
         )  # fmt: skip
 
 
-def _apart(values: Sequence[float], gap: float, highest: float) -> list[float]:
+def apart(values: Sequence[float], gap: float, highest: float) -> list[float]:
     """Places near the rising `values`, at least `gap` apart and none above `highest`."""
 
     def push(values: Sequence[float], gap: float) -> list[float]:

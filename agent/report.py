@@ -87,11 +87,12 @@ def verdict(standings: Sequence[Standing]) -> str:
     duels = [s for s in standings if s.policy == winner and s.difference is not None]
     ahead = [s for s in duels if s.difference and s.difference.low > 0]
     behind = [s for s in duels if s.difference and s.difference.high < -NEGLIGIBLE]
-    where = f" ({', '.join(map(_cell_name, behind))})" if behind else ""
+    where = f" ({', '.join(map(_cell_name, behind))})" if 0 < len(behind) <= 3 else ""
     return (
         f"{text} Against the best static policy of each cell, on the same requests, it is ahead "
-        f"in {len(ahead)}, more than {100 * NEGLIGIBLE:g} points behind in {len(behind)}{where}, "
-        f"and level or not told apart in {n_cells - len(ahead) - len(behind)}."
+        f"in {len(ahead) or 'none'}, more than {100 * NEGLIGIBLE:g} points behind in "
+        f"{len(behind) or 'none'}{where}, and level or not told apart in "
+        f"{n_cells - len(ahead) - len(behind) or 'none'}."
     )
 
 
@@ -102,7 +103,7 @@ def available_rates(standings: Sequence[Standing]) -> dict[str, float | None]:
         highest[policy] = None
         rows = [s for s in standings if s.policy == policy]
         for standing in sorted(rows, key=lambda s: s.rate_rps or 0.0):
-            if (standing.mean["availability"] or 0.0) < AVAILABLE:
+            if standing.availability < AVAILABLE:
                 break
             highest[policy] = standing.rate_rps
     return highest
@@ -266,13 +267,13 @@ def _cell_table(standings: Sequence[Standing]) -> Markup:
             _performance(s),
             _difference(s),
             f"{100 * s.worst_seed:.1f}",
-            f"{100 * (s.mean['availability'] or 0.0):.1f}",
+            f"{100 * s.availability:.1f}",
             f"{s.mean['utility_per_device_s']:.3g}",
             *([f"{per_dollar:.4g}" if per_dollar is not None else "–"] if priced else []),
             micro(s.mean["decision_s.p50"]),
             micro(s.mean["decision_s.p99"]),
         ])  # fmt: skip
-    caption = f"{_cell_name(standings[0])}. {PERFORMANCE_NOTE}. {DIFFERENCE_NOTE}."
+    caption = f"{PERFORMANCE_NOTE}. {DIFFERENCE_NOTE}; {_cell_name(standings[0])}."
     return table(header, rows, caption)
 
 

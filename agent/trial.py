@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
-from hydra.utils import instantiate
 from pydantic import JsonValue, TypeAdapter
 
 from agent.provenance import code_hash
 from sim.cluster import simulate
-from sim.config import ConfigError, Spec
+from sim.config import Spec
 from sim.deploy import ClusterSpec, build_cluster
 from sim.metrics import Summary, summarise, windows
-from sim.policy import Policy
+from sim.policy import make_policy
 from sim.profile import Bundle
 from sim.tasks import TasksSpec
 from sim.ticks import to_seconds
@@ -69,18 +68,6 @@ class Trial:
 _TRIAL = TypeAdapter(Trial)
 
 
-def build_policy(config: PolicyConfig, key: str) -> Policy:
-    """Instantiate a policy's configuration, found under `key`.
-
-    Raises:
-        ConfigError: if it has no `_target_`.
-    """
-    if "_target_" not in config:
-        raise ConfigError(key, sorted(config), "must have a _target_")
-    policy: Policy = instantiate(config)
-    return policy
-
-
 def draw(workload: WorkloadSpec, seed: int, setting: Setting, offered: Cluster) -> Workload:
     """The requests of a workload: the same for every policy, as long as all fit every model."""
     return generate(workload, setting.tasks, seed, int(offered.max_context.min()))
@@ -89,7 +76,7 @@ def draw(workload: WorkloadSpec, seed: int, setting: Setting, offered: Cluster) 
 def run(job: Job, setting: Setting, bundle: Bundle) -> Trial:
     """Play the job's workload through a cluster that hosts what its policy wants."""
     started = perf_counter()
-    policy = build_policy(job.policy_config, f"policies.{job.policy}")
+    policy = make_policy(job.policy_config)
     tasks, models = setting.tasks.names, setting.cluster.models
     hosted = policy.hosted(models)
     offered = build_cluster(setting.cluster, bundle, tasks)

@@ -276,10 +276,7 @@ def _scheduler(cluster: Cluster) -> type[VllmReplica] | type[TransformersFifoRep
     if cluster.scheduler == "vllm":
         return VllmReplica
     if cluster.reserve.any():
-        raise ConfigError("cluster.replica.kv_rule", "reserve", "transformers_fifo needs preempt")
-    if cluster.block_tokens.min() < 3:
-        smallest = int(cluster.block_tokens.min())
-        raise ConfigError("cluster.replica.block_tokens", smallest, "transformers_fifo needs ≥ 3")
+        raise ConfigError("cluster.kv_rule", "reserve", "transformers_fifo needs preempt")
     return TransformersFifoReplica
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.observation import fits_alone
 from sim.policy import SHED, Policy
 from sim.router import Report, Router
 from sim.ticks import NEVER, to_ticks
@@ -66,7 +65,9 @@ class Oracle:
         self.steps: dict[int, Step] = {}  # of each device that has one
         self.turn = [0] * cluster.n_devices  # the replica to be tried first
         self.n_steps = 0
-        self.snapshot_report = self.report()
+        self.latest = self.report()  # snapshot
+        self.sent: list[Request] = []  # since then
+        self.known: list[Report] = []  # at each decision
 
     def play(self) -> Result:
         """Rules 2 and 3."""
@@ -147,28 +148,37 @@ class Oracle:
         period = self.cluster.signal_period_ticks
         if period and now % period == 0:
             self.router.take_snapshot()
-            self.snapshot_report = self.report()
+            self.latest, self.sent = self.report(), []
+
+    def knows(self) -> Report:
+        """What the router knows of the replicas (rule 15)."""
+        now = self.report()
+        if not self.cluster.signal_period_ticks:
+            return now
+        known = self.latest.copy()
+        for request in self.sent:
+            prefill_tokens = request.prompt - request.cached
+            known[:, request.replica] += [0, 0, 1, prefill_tokens, request.max_tokens, 0, 0]
+        self.seen["stale signals"] += not np.array_equal(known, now)
+        return known
 
     def route(self, now: int) -> None:
         """Phase (c), rules 4 to 6."""
         due = [request for request in self.requests if self.reaches_router(request) == now]
         for request in due:
-            if self.cluster.signal_period_ticks:
-                self.seen["stale signals"] += not np.array_equal(
-                    self.snapshot_report, self.report()
-                )
+            self.known.append(self.knows())
             choice = self.router.decide(request.index, now)
             if choice == SHED:
                 self.seen["shed"] += 1
                 request.outcome, request.left = Outcome.SHED, now
                 continue
             request.replica = choice
+            self.sent.append(request)
             replica = self.replicas[choice]
-            fits = fits_alone(self.cluster, request.prompt, request.max_tokens)
-            if not fits[choice]:
+            if replica.too_long(request):
                 self.seen["refused too long"] += 1
                 request.outcome, request.left = Outcome.REFUSED_TOO_LONG, now
-            elif len(replica.waiting) >= self.cluster.max_queue[choice]:
+            elif len(replica.waiting) >= replica.max_queue:
                 self.seen["refused full"] += 1
                 request.outcome, request.left = Outcome.REFUSED_FULL, now
             else:

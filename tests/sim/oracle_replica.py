@@ -56,6 +56,8 @@ class Replica:
         self.seen = seen
         self.transformers = cluster.scheduler == "transformers_fifo"
         self.cancel_expired = cluster.cancel_expired
+        self.max_context = int(cluster.max_context[number])
+        self.max_queue = int(cluster.max_queue[number])
         self.max_batch = int(cluster.max_batch[number])
         self.budget = int(cluster.token_budget[number])
         self.block_tokens = int(cluster.block_tokens[number])
@@ -78,6 +80,14 @@ class Replica:
         """Blocks in use with those that a step takes."""
         more = dict(step)
         return sum(self.blocks(request, more.get(request, 0)) for request in self.running)
+
+    def too_long(self, request: Request) -> bool:
+        """Whether a request could not be held even alone (rule 6)."""
+        tokens = request.prompt + request.max_tokens
+        blocks = -(-tokens // self.block_tokens)
+        if self.transformers:
+            blocks = tokens // self.block_tokens + 1
+        return tokens > self.max_context or blocks > self.capacity
 
     def leave(self, request: Request, outcome: Outcome, now: int) -> None:
         """Take a request out for good."""

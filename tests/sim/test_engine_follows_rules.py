@@ -23,6 +23,7 @@ from agent.baselines.rule import Rule
 from sim.cluster import simulate
 from sim.observation import Observation
 from sim.policy import Policy
+from sim.router import SIGNALS
 from sim.ticks import NEVER, TICKS_PER_S, to_seconds
 from sim.types import Bounds, Cluster, Outcome, Result, Workload
 from tests.sim.oracle import Oracle
@@ -226,6 +227,10 @@ def compare(case: Case) -> tuple[list[str], Counter[str]]:
             for name in expected
             if seen[name] != expected[name]
         ]
+    for i, (seen, known) in enumerate(zip(case.policy.observed, oracle.known, strict=False)):
+        signals = [seen[name] for name in SIGNALS]
+        if signals != known.tolist():
+            found.append(f"signals at decision {i}: {signals} and {known.tolist()}")
     return found, oracle.seen
 
 
