@@ -84,24 +84,30 @@ def _origin(spec: EvaluationSpec) -> dict[str, str]:
 
 
 def standings_tables(standings: Sequence[Standing]) -> list[Table]:
-    """Performance in percent of peak, the best of each cell marked; one table if it is short."""
-    scenarios = list(dict.fromkeys(s.scenario for s in standings))
+    """Performance in percent of peak, the best of each cell marked; long ones by scenario."""
+    title = "utility earned, % of peak (*: the most)"
     if len(cells_of(standings)) <= MOST_COLUMNS:
-        return [_standings_table(standings)]
-    return [_standings_table([s for s in standings if s.scenario == name]) for name in scenarios]
+        heads = [f"{name}\n{_rate(rate)}" for name, rate in cells_of(standings)]
+        return [_standings_table(standings, title, heads)]
+    tables = []
+    for name in dict.fromkeys(s.scenario for s in standings):
+        own = [s for s in standings if s.scenario == name]
+        heads = [_rate(rate) for _, rate in cells_of(own)]
+        tables.append(_standings_table(own, f"{name}: {title}", heads))
+    return tables
 
 
-def _standings_table(standings: Sequence[Standing]) -> Table:
+def _rate(rate_rps: float | None) -> str:
+    return "" if rate_rps is None else f"{rate_rps:.3g}/s"
+
+
+def _standings_table(standings: Sequence[Standing], title: str, heads: Sequence[str]) -> Table:
     """Policies by cells."""
-    table = Table(
-        title="utility earned, % of peak (*: the most)", title_justify="left", box=None,
-        padding=(0, 1, 0, 0),
-    )  # fmt: skip
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", overflow="fold")
     cells = cells_of(standings)
-    for scenario, rate in cells:
-        unit = "" if rate is None else f"\n{rate:.3g}/s"
-        table.add_column(f"{scenario}{unit}", justify="right", overflow="fold")
     at = {(s.policy, s.scenario, s.rate_rps): s for s in standings}
     for policy in policies_of(standings):
         row = [at[policy, *cell] for cell in cells]

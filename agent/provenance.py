@@ -1,4 +1,4 @@
-"""Which code made a result."""
+"""Which code made a trial."""
 
 import hashlib
 from functools import cache
@@ -7,12 +7,13 @@ from pathlib import Path
 import agent
 import sim
 
-PRESENTATION = ("plots.py", "report.py")  # cannot change a result
+# what is done with trials, which cannot change them
+PRESENTATION = ("comparison.py", "evaluate.py", "plots.py", "publish.py", "report.py")
 
 
 @cache
 def code_hash() -> str:
-    """SHA-256 of every source of `sim` and `agent` that can change a result."""
+    """SHA-256 of every source of `sim` and `agent` that can change a trial."""
     digest = hashlib.sha256()
     for room in (sim, agent):
         assert room.__file__ is not None  # a package with an __init__.py has a file
