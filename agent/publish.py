@@ -1,4 +1,4 @@
-"""The command `python -m agent.publish FOLDER ...`: put evaluations' figures into the README.
+"""The command `python -m agent.publish FOLDER ...`: put measured figures into the README.
 
 The figures that are published are kept in `docs/results/<name>.json`, with the command that made
 them and the hashes of profile and rules; the README shows them between a pair of markers,
@@ -37,7 +37,23 @@ def keep(results: Mapping[str, Any]) -> Published:
 
 
 def render(published: Published) -> str:
-    """The figures as Markdown: performance per policy and cell, the command, the profile."""
+    """The figures as Markdown: a table, and the command that made it."""
+    if "benchmarks" in published:
+        return _benchmarks(published)
+    return _standings(published)
+
+
+def _benchmarks(published: Published) -> str:
+    rows: Mapping[str, Mapping[str, float]] = published["benchmarks"]
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    lines = [f"| benchmark | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | {' | '.join(f'{row[key]:,}' for key in columns)} |")
+    origin = published["provenance"]
+    return "\n".join([*lines, "", f"`{origin['command']}` · {origin['machine']}"])
+
+
+def _standings(published: Published) -> str:
     standings: Sequence[Mapping[str, Any]] = published["standings"]
     cells = list(dict.fromkeys((s["scenario"], s["rate_rps"]) for s in standings))
     policies = list(dict.fromkeys(s["policy"] for s in standings))
@@ -71,7 +87,7 @@ def _percent(interval: Mapping[str, float]) -> str:
 def main() -> None:
     """Publish the evaluations in the folders named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", nargs="+", type=Path, help="an output_dir of agent.evaluate")
+    parser.add_argument("folder", nargs="*", type=Path, help="an output_dir of agent.evaluate")
     for folder in parser.parse_args().folder:
         results = json.loads((folder / "results.json").read_text())
         RESULTS.mkdir(parents=True, exist_ok=True)

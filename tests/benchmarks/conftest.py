@@ -1,11 +1,19 @@
-"""Prints what the benchmarks found as one table, and writes it where BENCH_JSON says."""
+"""Prints what the benchmarks found as one table, and writes it where BENCH_JSON says.
+
+`BENCH_JSON=docs/results/bench.json make bench` and then `python -m agent.publish` put it into the
+README.
+"""
 
 import json
 import os
+import platform
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from sim.profile import load_bundle
+from sim.rules import rules_hash
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -19,4 +27,18 @@ def pytest_terminal_summary(terminalreporter, config):
         table.add_row(name, *(f"{row[key]:,}" if key in row else "" for key in columns))
     Console(file=terminalreporter._tw._file).print(table)
     if "BENCH_JSON" in os.environ:
-        Path(os.environ["BENCH_JSON"]).write_text(json.dumps(rows, indent=2) + "\n")
+        bundle = load_bundle("pkg://calibrate.profiles/a100-80gb-analytic")
+        provenance = {
+            "command": "make bench",
+            "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
+            "rules hash": rules_hash(),
+            "profile hash": bundle.content_hash,
+        }
+        content = {"provenance": provenance, "benchmarks": rows}
+        Path(os.environ["BENCH_JSON"]).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _processor():
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+    return names[0].split(": ")[1] if names else platform.processor()

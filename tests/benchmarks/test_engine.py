@@ -6,7 +6,6 @@ the best of the rounds; `requests/s` counts requests routed per second of wall t
 """
 
 import tracemalloc
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -82,15 +81,3 @@ def test_devices(benchmark, devices):
 
 def test_policy_that_predicts(benchmark):
     measure(benchmark, *system(4, 0.5), LargestThatFits())
-
-
-@pytest.mark.parametrize("requests", [3000, 6000])
-def test_memory_growth(benchmark, requests):
-    cluster, workload, bounds = system(4, 0.5)
-    kept = slice(0, requests)
-    arrays = ("arrival_ticks", "task", "prompt_tokens", "output_tokens", "max_tokens",
-              "cached_tokens", "priority")  # fmt: skip
-    workload = replace(workload, **{name: getattr(workload, name)[kept] for name in arrays})
-    bounds = Bounds(bounds.e2e_ticks[kept], bounds.ttft_ticks[kept], bounds.tpot_ticks[kept],
-                    bounds.grace_ticks)  # fmt: skip
-    measure(benchmark, cluster, workload, bounds, Uniform())
