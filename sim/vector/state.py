@@ -1,0 +1,211 @@
+"""The arrays that a simulation reads and carries. All of them are of one cluster.
+
+R replicas, D devices, K the most replicas of a device, B the most slots of a batch, Q the ring of
+a queue, N requests, T tasks, S time scales.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import register_dataclass
+from jaxtyping import Array, Bool, Int32, Int64
+
+from sim.observation import WINDOW_BITS
+from sim.policy import State as PolicyState
+from sim.router import draw_random_bits
+from sim.ticks import NEVER
+from sim.types import Bounds, Cluster, Workload
+
+LARGEST = int(np.iinfo(np.int32).max)
+
+# Rows of the integer table of a replica's slots, [len(SLOT), B].
+SLOT = ("id", "left", "end", "order", "prompt", "most", "emit", "blocks")
+ID, LEFT, END, ORDER, PROMPT, MOST, EMIT, BLOCKS = range(len(SLOT))
+# Rows of its table of times, [len(TIME), B].
+DEATH, LAST_DEATH, FIRST_TOKEN = range(3)
+# Columns of the table of requests' facts, [N, 4], and of their deaths, [N, 2].
+F_PROMPT, F_OUTPUT, F_MAX, F_CACHED = range(4)
+# Columns of the record of a request that is not in a batch, [N, RECORD].
+RECORD = 5
+LEFT_AT, FIRST_AT, OUTCOME, EMITTED, PREEMPTED = range(RECORD)
+
+register_dataclass(
+    Cluster,
+    data_fields=[
+        "replica_device", "replica_model", "max_batch", "max_queue", "token_budget",
+        "max_context", "block_tokens", "kv_blocks", "reserve", "alive", "host_ticks",
+        "tokens_ticks", "pair_ticks_scaled", "kv_token_ticks", "quality", "overhead_ticks",
+        "signal_period_ticks", "cancel_expired",
+    ],
+    meta_fields=[
+        "models", "tasks", "n_devices", "scheduler", "price_per_device_hour", "profile_kind",
+        "profile_hash",
+    ],
+)  # fmt: skip
+
+
+@partial(
+    register_dataclass,
+    data_fields=[
+        "arrival", "task", "facts", "deaths", "e2e", "ttft", "tpot", "random_bits", "grace",
+        "count",
+    ],
+    meta_fields=[],
+)  # fmt: skip
+@dataclass(frozen=True, eq=False)
+class Requests:
+    """A workload, its bounds and random bits as the engine reads them; N may exceed `count`."""
+
+    arrival: Int64[Array, " N"]  # NEVER beyond count
+    task: Int32[Array, " N"]
+    facts: Int32[Array, "N 4"]
+    deaths: Int64[Array, "N 2"]  # without a first, without a last token by then: worth nothing
+    e2e: Int64[Array, " N"]
+    ttft: Int64[Array, " N"]
+    tpot: Int64[Array, " N"]
+    random_bits: Int64[Array, " N"]
+    grace: Int64[Array, ""]
+    count: Int32[Array, ""]
+
+
+class Replica(NamedTuple):
+    """A row of the ledger of replicas, or a column of each where several rows are at hand."""
+
+    decode_count: Int32[Array, "*k"]  # decode steps so far
+    decoding: Int32[Array, "*k"]  # requests that emit a token in each step
+    running: Int32[Array, "*k"]  # slots of the batch that are taken
+    kv_tokens: Int32[Array, "*k"]  # context of the decoding requests
+    prefill_tokens: Int32[Array, "*k"]  # prompt tokens still to be computed, queue included
+    decode_tokens: Int32[Array, "*k"]  # most tokens that may still be emitted, queue included
+    step_prefill: Int32[Array, "*k"]  # prompt tokens of the step that forms or runs
+    admissions: Int32[Array, "*k"]  # so far
+    next_end: Int32[Array, "*k"]  # decode count at which the first decoding request finishes
+    safe_until: Int32[Array, "*k"]  # decode count up to which KV blocks certainly suffice
+    partial: Int32[Array, "*k"]  # 1 if a prompt is partly computed
+    head: Int32[Array, "*k"]  # of the queue's ring
+    waiting: Int32[Array, "*k"]  # requests in the queue
+
+
+class Device(NamedTuple):
+    """A row of the table of devices."""
+
+    busy_until: Int64[Array, "*d"]  # end of what runs, or when it forms a step; NEVER if idle
+    forming: Int64[Array, "*d"]  # 1 if it forms a step at busy_until
+    scanning: Int64[Array, "*d"]  # 1 if it has begun to: the scan of the queue goes on
+    started: Int64[Array, "*d"]  # start of what runs
+    steps: Int64[Array, "*d"]  # decode steps that run, in turns; 1 if it is a step with chunks
+    active: Int64[Array, "*d"]  # bit k: the replica at position k takes those turns
+    first: Int64[Array, "*d"]  # the position that began
+    next_turn: Int64[Array, "*d"]  # the position to try first
+    chosen: Int64[Array, "*d"]  # whose queue is scanned
+    budget: Int64[Array, "*d"]  # what the scan has left; −1 if it admits nobody
+    pairs: Int64[Array, "*d"]  # of the step that forms
+
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class State:
+    """Everything that changes."""
+
+    now: Int64[Array, ""]
+    next_request: Int32[Array, ""]
+    left: Int32[Array, ""]  # requests that have left
+    stopped: Bool[Array, ""]  # the horizon was reached
+    n_steps: Int64[Array, ""]
+
+    devices: Int64[Array, "D 11"]  # rows are Device
+    ledger: Int32[Array, "R 13"]  # rows are Replica
+    next_death: Int64[Array, " R"]  # earliest death among running requests
+    slots: Int32[Array, "R 8 B"]
+    times: Int64[Array, "R 3 B"]
+    queue: Int32[Array, "R Q"]
+
+    # requests
+    record: Int64[Array, "N 5"]
+    replica: Int32[Array, " N"]
+
+    # the router
+    policy: PolicyState
+    window: Int64[Array, " S"]
+    window_arrivals: Int64[Array, "S T"]
+    previous_arrivals: Int64[Array, "S T"]
+    last_arrival: Int64[Array, ""]
+    finished_requests: Int64[Array, " T"]
+    finished_tokens: Int64[Array, " T"]
+    next_snapshot: Int64[Array, ""]
+    known: Int64[Array, "7 R"]  # the signals of the snapshot, and what was sent since
+
+
+def to_requests(workload: Workload, bounds: Bounds, seed: int, size: int | None = None) -> Requests:
+    """Arrays of a workload, padded to `size` requests.
+
+    Raises:
+        ValueError: if there are more than `size`.
+    """
+    count = len(workload)
+    size = count if size is None else size
+    if count > size:
+        raise ValueError(f"{count} requests do not fit {size}")
+
+    def pad(values: np.ndarray, fill: int = 0) -> Array:
+        width = [(0, size - count)] + [(0, 0)] * (values.ndim - 1)
+        return jnp.asarray(np.pad(values, width, constant_values=fill))
+
+    def death(bound: np.ndarray) -> np.ndarray:
+        bounded = bound != NEVER
+        sum_ticks = workload.arrival_ticks + np.where(bounded, bound, 0) + bounds.grace_ticks
+        return np.where(bounded, sum_ticks, NEVER)
+
+    facts = [workload.prompt_tokens, workload.output_tokens, workload.max_tokens,
+             workload.cached_tokens]  # fmt: skip
+    return Requests(
+        arrival=pad(workload.arrival_ticks, NEVER),
+        task=pad(workload.task),
+        facts=pad(np.stack(facts, axis=1), 1),
+        deaths=pad(np.stack([death(bounds.ttft_ticks), death(bounds.e2e_ticks)], axis=1), NEVER),
+        e2e=pad(bounds.e2e_ticks),
+        ttft=pad(bounds.ttft_ticks),
+        tpot=pad(bounds.tpot_ticks),
+        random_bits=pad(draw_random_bits(seed, count).astype(np.int64)),
+        grace=jnp.int64(bounds.grace_ticks),
+        count=jnp.int32(count),
+    )
+
+
+def initial_state(
+    cluster: Cluster, n_requests: int, slots: int, ring: int, policy: PolicyState
+) -> State:  # fmt: skip
+    """An empty cluster at time 0."""
+    n_replicas, n_devices, n_tasks = cluster.n_replicas, cluster.n_devices, len(cluster.tasks)
+    scales = len(WINDOW_BITS)
+    devices = jnp.zeros((n_devices, len(Device._fields)), jnp.int64)
+    ledger = jnp.zeros((n_replicas, len(Replica._fields)), jnp.int32)
+    table = jnp.zeros((n_replicas, len(SLOT), slots), jnp.int32)
+    record = jnp.zeros((n_requests, RECORD), jnp.int64)
+    return State(
+        now=jnp.int64(0),
+        next_request=jnp.int32(0),
+        left=jnp.int32(0),
+        stopped=jnp.bool_(False),
+        n_steps=jnp.int64(0),
+        devices=devices.at[:, Device._fields.index("busy_until")].set(NEVER),
+        ledger=ledger.at[:, Replica._fields.index("next_end")].set(LARGEST),
+        next_death=jnp.full(n_replicas, NEVER),
+        slots=table.at[:, ID].set(-1).at[:, LEFT].set(-1),
+        times=jnp.full((n_replicas, 3, slots), NEVER).at[:, FIRST_TOKEN].set(-1),
+        queue=jnp.zeros((n_replicas, ring), jnp.int32),
+        record=record.at[:, jnp.array([LEFT_AT, FIRST_AT])].set(-1),
+        replica=jnp.full(n_requests, -1, jnp.int32),
+        policy=policy,
+        window=jnp.full(scales, -1, jnp.int64),
+        window_arrivals=jnp.zeros((scales, n_tasks), jnp.int64),
+        previous_arrivals=jnp.zeros((scales, n_tasks), jnp.int64),
+        last_arrival=jnp.int64(0),
+        finished_requests=jnp.zeros(n_tasks, jnp.int64),
+        finished_tokens=jnp.zeros(n_tasks, jnp.int64),
+        next_snapshot=jnp.int64(0),
+        known=jnp.zeros((7, n_replicas), jnp.int64),
+    )
