@@ -158,7 +158,8 @@ def arrive(
         prefill_tokens=row.prefill_tokens + prefill,
         decode_tokens=row.decode_tokens + facts[F_MAX],
     )
-    record = jnp.stack([now, jnp.int64(-1), code.astype(jnp.int64), jnp.int64(0), jnp.int64(0)])
+    record = jnp.stack([now, jnp.int64(-1), code.astype(jnp.int64), jnp.int64(0)])
+    heads = jnp.where(placed & (row.waiting == 1), r, cluster.n_replicas)
     known = state.known
     if stale:
         more = jnp.zeros(len(SIGNALS), jnp.int64)
@@ -169,6 +170,7 @@ def arrive(
         known=known,
         ledger=write(state.ledger, r, jnp.stack(row), placed),
         queue=state.queue.at[r, place].set(index, mode="drop"),
+        next_death=state.next_death.at[heads, 1].set(jnp.min(requests.deaths[index]), mode="drop"),
         record=write(state.record, index, record, refused),
         replica=write(state.replica, index, r, on & sent),
         left=state.left + jnp.where(refused, 1, 0),

@@ -30,12 +30,12 @@ from sim.vector.state import (
     LEFT,
     MOST,
     ORDER,
-    PREEMPTED,
     PROMPT,
     Replica,
     Requests,
 )
 
+LONGEST = 1 << 21  # tokens of a context; beyond it blocks_of might err
 WINDOW = 4  # waiting requests that one scan looks at; a longer scan goes on at the same instant
 
 
@@ -62,7 +62,7 @@ class Leavers(NamedTuple):
 
     leaves: Bool[Array, " n"]
     ids: Int32[Array, " n"]
-    records: Int64[Array, "n 5"]
+    records: Int64[Array, "n 4"]
 
 
 class Forming(NamedTuple):
@@ -83,22 +83,30 @@ def limits_of(cluster: Cluster, r: Int32[Array, ""]) -> Limits:
     )
 
 
+def blocks_of(tokens: Int32[Array, "..."], block_tokens: Int32[Array, ""]) -> Int32[Array, "..."]:
+    """Blocks that hold this many tokens, ⌈tokens / block_tokens⌉.
+
+    Floats divide much faster than integers, and are exact here: there are at most LONGEST
+    tokens, and a quotient is half a token or more away from where it would be rounded wrongly.
+    """
+    inverse = 1.0 / block_tokens.astype(jnp.float32)
+    return jnp.ceil((tokens.astype(jnp.float32) - 0.5) * inverse).astype(jnp.int32)
+
+
 def held_blocks(
     limits: Limits, slots: Int32[Array, "8 B"], count: Int32[Array, ""]
 ) -> Int32[Array, " B"]:
     """KV blocks of each slot, after `count` decode steps, before the next."""
     computed = slots[PROMPT] + slots[EMIT] + count - 1
-    grown = -(-computed // limits.block_tokens)
+    grown = blocks_of(computed, limits.block_tokens)
     decoding = (slots[LEFT] < 0) & ~limits.reserve
     return jnp.where(slots[ID] >= 0, jnp.where(decoding, grown, slots[BLOCKS]), 0)
 
 
-def emit(
-    requests: Requests, batch: Batch, now: Int64[Array, ""], preempted: Int64[Array, " B"]
-) -> tuple[Batch, Leavers]:
+def emit(requests: Requests, batch: Batch, now: Int64[Array, ""]) -> tuple[Batch, Leavers]:
     """Requests finish, and prompts that are computed emit a token (rule 13).
 
-    The decode count is up to date; `preempted` is how often each slot's request was preempted.
+    The decode count is up to date.
     """
     replica, slots, times = batch
     count = replica.decode_count
@@ -135,13 +143,13 @@ def emit(
         step_prefill=jnp.zeros_like(replica.step_prefill),
     )
     times = jnp.stack([jnp.where(first, later, times[DEATH]), times[LAST_DEATH], first_token])
-    record = _records(now, first_token, int(Outcome.FINISHED), emitted, preempted)
+    record = _records(now, first_token, int(Outcome.FINISHED), emitted)
     return Batch(replica, _with(slots, changed), times), Leavers(finished, slots[ID], record)
 
 
 def begin(
     requests: Requests, limits: Limits, batch: Batch, now: Int64[Array, ""],
-    cancel: Bool[Array, ""] | bool, preempted: Int64[Array, " B"], on: Bool[Array, ""],
+    cancel: Bool[Array, ""] | bool, on: Bool[Array, ""],
 ) -> tuple[Batch, Leavers, Forming, Int32[Array, " B"]]:  # fmt: skip
     """The dead leave, decodes take their blocks, the split prompt its chunk (rules 7, 9, 10).
 
@@ -155,7 +163,7 @@ def begin(
     decodes = taken & (slots[LEFT] < 0)
     held = held_blocks(limits, slots, count)
     context = slots[PROMPT] + slots[EMIT] + count
-    needs = decodes & ((context - 1) % block == 0) & ~limits.reserve
+    needs = decodes & (blocks_of(context, block) > held) & ~limits.reserve
 
     def short(carry: tuple[Array, Array, Array]) -> Bool[Array, ""]:
         _, _, out = carry
@@ -181,7 +189,7 @@ def begin(
     partial = taken & ~out & (slots[LEFT] > 0)
     chunk = jnp.minimum(budget, slots[LEFT])
     computed = slots[PROMPT] + slots[EMIT] - slots[LEFT]
-    grown = jnp.where(limits.reserve, slots[BLOCKS], -(-(computed + chunk) // block))
+    grown = jnp.where(limits.reserve, slots[BLOCKS], blocks_of(computed + chunk, block))
     fits = grown - slots[BLOCKS] <= free
     goes_on = partial & fits
     turn = jnp.where(partial & ~fits, n_preempted, turn)
@@ -194,7 +202,7 @@ def begin(
     emitted = jnp.where(decodes, slots[EMIT] + count, slots[EMIT])
     outcome = jnp.where(dead, int(Outcome.CANCELLED), int(Outcome.INSIDE))
     left_at = jnp.where(dead, now, -1)
-    record = _records(left_at, times[FIRST_TOKEN], outcome, emitted, preempted + back)
+    record = _records(left_at, times[FIRST_TOKEN], outcome, emitted)
 
     leaves = dead | back
     was_left = jnp.where(leaves & (slots[LEFT] > 0), slots[LEFT], 0)
@@ -227,9 +235,12 @@ def begin(
 
 def scan(
     requests: Requests, limits: Limits, batch: Batch, forming: Forming, ids: Int32[Array, " W"],
-    records: Int64[Array, "W 5"], now: Int64[Array, ""], cancel: Bool[Array, ""] | bool,
-) -> tuple[Batch, Leavers, Forming, Bool[Array, ""]]:  # fmt: skip
-    """Admit from the head of the queue, `ids` (rule 11); also whether the scan is over."""
+    records: Int64[Array, "W 4"], now: Int64[Array, ""], cancel: Bool[Array, ""] | bool,
+) -> tuple[Batch, Leavers, Forming, Bool[Array, ""], Int64[Array, ""]]:  # fmt: skip
+    """Admit from the head of the queue, `ids` (rule 11).
+
+    Also returns whether the scan is over, and then the death of who heads the queue now.
+    """
     replica, slots, times = batch
     block, budget = limits.block_tokens, forming.budget
     # the decodes' blocks of this step are taken
@@ -243,8 +254,9 @@ def scan(
     left = facts[:, F_PROMPT] + emitted - facts[:, F_CACHED]
     asked = jnp.where(alive, left, 0)
     chunk = jnp.clip(budget - running_total(asked) + asked, 0, left)
-    reserved = -(-(facts[:, F_PROMPT] + facts[:, F_MAX]) // block)
-    blocks = jnp.where(limits.reserve, reserved, -(-(facts[:, F_CACHED] + chunk) // block))
+    whole = facts[:, F_PROMPT] + facts[:, F_MAX]
+    most = jnp.where(limits.reserve, whole, facts[:, F_CACHED] + chunk)
+    blocks = blocks_of(most, block)
     earlier = running_total(alive) - alive
     fits = (chunk > 0) & (replica.running + earlier < limits.max_batch)
     fits &= running_total(jnp.where(alive, blocks, 0)) <= free
@@ -254,8 +266,6 @@ def scan(
     over = ~passes[-1] | (replica.waiting == WINDOW)
 
     # the admitted go to free slots
-    empty = slots[ID] < 0
-    rank = running_total(empty) - 1
     last_death = jnp.where(first_at >= 0, death, deaths[:, 1])
     fields = {
         ID: ids, LEFT: left - chunk, END: facts[:, F_OUTPUT] - emitted,
@@ -263,11 +273,17 @@ def scan(
         MOST: facts[:, F_MAX] - emitted, EMIT: emitted, BLOCKS: blocks,
     }  # fmt: skip
     for i in range(WINDOW):
-        here = empty & (rank == earlier[i]) & admitted[i]
+        place = jnp.argmin(slots[ID])  # a free one: only they are negative
+        here = (jnp.arange(slots.shape[1]) == place) & admitted[i]
         values = jnp.stack([fields[f][i] for f in range(len(slots))])
         slots = jnp.where(here, values[:, None], slots)
         moments = jnp.stack([death[i], last_death[i], first_at[i]])
         times = jnp.where(here, moments[:, None], times)
+
+    # who heads the queue now
+    ahead = jnp.argmax(stops > 0)
+    heads = (stops[-1] > 0) & (ahead < replica.waiting)
+    head_death = jnp.where(heads, death[ahead], NEVER)
 
     tokens = total(jnp.where(admitted, chunk, 0))
     wide = chunk.astype(jnp.int64)
@@ -283,12 +299,13 @@ def scan(
         head=replica.head + gone,
         waiting=replica.waiting - gone,
     )
-    record = _records(now, first_at, int(Outcome.CANCELLED), emitted, records[:, PREEMPTED])
+    record = _records(now, first_at, int(Outcome.CANCELLED), emitted)
     return (
         Batch(replica, slots, times),
         Leavers(dropped, ids, record),
         Forming(budget - tokens, forming.pairs + jnp.sum(pairs)),
         over,
+        head_death,
     )
 
 
@@ -322,10 +339,10 @@ def _death_of(
 
 def _records(
     left_at: Int64[Array, "..."], first_at: Int64[Array, " n"], outcome: Int32[Array, "..."] | int,
-    emitted: Int32[Array, " n"], preempted: Int64[Array, " n"],
-) -> Int64[Array, "n 5"]:  # fmt: skip
+    emitted: Int32[Array, " n"],
+) -> Int64[Array, "n 4"]:  # fmt: skip
     """Records of requests that leave a batch or a queue."""
-    columns = jnp.broadcast_arrays(left_at, first_at, outcome, emitted, preempted)
+    columns = jnp.broadcast_arrays(left_at, first_at, outcome, emitted)
     return jnp.stack([column.astype(jnp.int64) for column in columns], axis=1)
 
 

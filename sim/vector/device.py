@@ -10,7 +10,7 @@ from sim.ticks import NEVER
 from sim.types import PAIR_SHIFT, Cluster
 from sim.vector.batch import WINDOW, Batch, Forming, Leavers, begin, emit, limits_of, refresh, scan
 from sim.vector.rows import pick, put, read, total, write
-from sim.vector.state import ID, LARGEST, PREEMPTED, Device, Replica, Requests, State
+from sim.vector.state import ID, LARGEST, Device, Replica, Requests, State
 from sim.vector.turns import Turns, elapsed, passed, ranks, steps_of
 
 
@@ -87,8 +87,7 @@ def _end(
     last = jnp.argmax(turns.rank == (steps - 1) % turns.replicas)
     r = where.replicas[last]
     batch = Batch(pick(columns, last), read(state.slots, r), read(state.times, r))
-    preempted = read(state.record, batch.slots[ID])[:, PREEMPTED]
-    batch, finished = emit(requests, batch, state.now, preempted)
+    batch, finished = emit(requests, batch, state.now)
     row, next_death = refresh(limits_of(cluster, r), batch)
 
     # what came back, by task
@@ -101,7 +100,9 @@ def _end(
         n_steps=state.n_steps + jnp.where(on, device.steps, 0),
         slots=write(state.slots, r, batch.slots, on),
         times=write(state.times, r, batch.times, on),
-        next_death=write(state.next_death, r, next_death, on),
+        next_death=state.next_death.at[jnp.where(on, r, cluster.n_replicas), 0].set(
+            next_death, mode="drop"
+        ),
         finished_requests=state.finished_requests + jnp.sum(of_task, axis=1),
         finished_tokens=state.finished_tokens + jnp.sum(tokens, axis=1),
         left=state.left + total(came),
@@ -127,10 +128,7 @@ def _form(
     old = Batch(pick(columns, first), read(state.slots, r), read(state.times, r))
 
     begins = on_work & ~resumed
-    preempted = read(state.record, old.slots[ID])[:, PREEMPTED]
-    begun, gone, forming, turn = begin(
-        requests, limits, old, now, cluster.cancel_expired, preempted, begins
-    )
+    begun, gone, forming, turn = begin(requests, limits, old, now, cluster.cancel_expired, begins)
     batch = Batch(
         Replica(
             *(jnp.where(resumed, a, b) for a, b in zip(old.replica, begun.replica, strict=True))
@@ -148,13 +146,14 @@ def _form(
     state = replace(
         _leave(state, gone, begins),
         queue=state.queue.at[r, place].set(old.slots[ID], mode="drop"),
+        preemptions=_count(state.preemptions, old.slots[ID], (turn >= 0) & begins),
         left=state.left + jnp.where(begins, total(gone.leaves) - total(turn >= 0), 0),
     )
 
     ahead = (batch.replica.head + jnp.arange(WINDOW, dtype=jnp.int32)) % ring
     ids = read(state.queue, (r, ahead))
     records = read(state.record, ids)
-    batch, dropped, forming, over = scan(
+    batch, dropped, forming, over, head_death = scan(
         requests, limits, batch, forming, ids, records, now, cluster.cancel_expired
     )
     row, next_death = refresh(limits, batch)
@@ -162,7 +161,7 @@ def _form(
         _leave(state, dropped, on_work),
         slots=write(state.slots, r, batch.slots, on_work),
         times=write(state.times, r, batch.times, on_work),
-        next_death=write(state.next_death, r, next_death, on_work),
+        next_death=write(state.next_death, r, jnp.stack([next_death, head_death]), on_work),
         left=state.left + jnp.where(on_work, total(dropped.leaves), 0),
     )
     where = where._replace(columns=put(columns, first, row, on_work))
@@ -176,7 +175,7 @@ def _form(
         pairs=forming.pairs,
     )
     waits = waits._replace(scanning=jnp.where(on_work, waits.scanning, 0))
-    runs = _launch(cluster, requests, state, where, waits, first, forming)
+    runs = _launch(cluster, state, where, waits, first, forming)
     empty = (row.decoding == 0) & (row.step_prefill == 0)
     launched = on_work & over & ~empty
     chosen = [jnp.where(launched, a, b) for a, b in zip(runs, waits, strict=True)]
@@ -190,8 +189,13 @@ def _leave(state: State, leavers: Leavers, on: Bool[Array, ""]) -> State:
     return replace(state, record=record)
 
 
+def _count(counts: Int32[Array, " N"], ids: Int32[Array, " n"], on: Bool[Array, " n"]) -> Array:
+    """The counts, one more of `ids` where `on`."""
+    return counts.at[jnp.where(on, ids, counts.shape[0])].add(1, mode="drop")
+
+
 def _launch(
-    cluster: Cluster, requests: Requests, state: State, where: Site, device: Device,
+    cluster: Cluster, state: State, where: Site, device: Device,
     first: Int32[Array, ""], forming: Forming,
 ) -> Device:  # fmt: skip
     """Start the step that was formed, and as many after it as nothing disturbs (rule 14)."""
@@ -216,10 +220,7 @@ def _launch(
     safe = jnp.maximum(columns.safe_until - columns.decode_count, 0).astype(jnp.int64)
     disturbed = jnp.minimum(finish, safe * count + turns.rank)
     limit = jnp.min(jnp.where(active, disturbed, 1 << 40))
-    head = read(state.queue, (replicas, columns.head % state.queue.shape[1]))
-    head_death = jnp.min(read(requests.deaths, head), axis=1)
-    head_death = jnp.where(columns.waiting > 0, head_death, NEVER)
-    death = jnp.minimum(read(state.next_death, replicas), head_death)
+    death = jnp.min(read(state.next_death, replicas), axis=1)
     death = jnp.min(jnp.where(active & cluster.cancel_expired, death, NEVER))
     until_death = jnp.clip(death - now - 1, 0, 1 << 60)
     limit = jnp.minimum(limit, passed(turns, until_death) + 1)

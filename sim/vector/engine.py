@@ -16,6 +16,7 @@ from sim.policy import Policy
 from sim.ticks import NEVER, to_ticks
 from sim.types import Bounds, Cluster, Result, Workload
 from sim.vector.arrival import arrive, snapshot, steps_passed
+from sim.vector.batch import LONGEST
 from sim.vector.device import advance
 from sim.vector.state import (
     EMIT,
@@ -26,7 +27,6 @@ from sim.vector.state import (
     LEFT,
     LEFT_AT,
     OUTCOME,
-    PREEMPTED,
     Device,
     Replica,
     Requests,
@@ -136,10 +136,13 @@ def engine_for(cluster: Cluster, policy: Policy) -> Engine:
     """An engine that fits this cluster and every smaller one.
 
     Raises:
-        ConfigError: if the cluster's scheduler is one that this engine does not have.
+        ConfigError: if the cluster's scheduler or context is beyond this engine.
     """
     if cluster.scheduler != "vllm":
         raise ConfigError("cluster.scheduler", cluster.scheduler, "the JAX engine has vllm alone")
+    longest = int(cluster.max_context.max())
+    if longest > LONGEST:
+        raise ConfigError("cluster.max_context", longest, f"the JAX engine goes to {LONGEST}")
     ring = int((cluster.max_queue.astype(np.int64) + cluster.max_batch).max())
     return Engine(policy, int(cluster.max_batch.max()), ring, cluster.signal_period_ticks > 0)
 
@@ -157,7 +160,7 @@ def to_result(workload: Workload, cluster: Cluster, bounds: Bounds, state: State
         first_token_ticks=record[:, FIRST_AT],
         leave_ticks=record[:, LEFT_AT],
         emitted_tokens=record[:, EMITTED].astype(np.int32),
-        preemptions=record[:, PREEMPTED].astype(np.int32),
+        preemptions=np.asarray(state.preemptions)[:count],
         end_ticks=int(state.now),
         n_steps=int(state.n_steps),
         decision_s=np.zeros(count),

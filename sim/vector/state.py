@@ -29,8 +29,8 @@ DEATH, LAST_DEATH, FIRST_TOKEN = range(3)
 # Columns of the table of requests' facts, [N, 4], and of their deaths, [N, 2].
 F_PROMPT, F_OUTPUT, F_MAX, F_CACHED = range(4)
 # Columns of the record of a request that is not in a batch, [N, RECORD].
-RECORD = 5
-LEFT_AT, FIRST_AT, OUTCOME, EMITTED, PREEMPTED = range(RECORD)
+RECORD = 4
+LEFT_AT, FIRST_AT, OUTCOME, EMITTED = range(RECORD)
 
 register_dataclass(
     Cluster,
@@ -118,13 +118,14 @@ class State:
 
     devices: Int64[Array, "D 11"]  # rows are Device
     ledger: Int32[Array, "R 13"]  # rows are Replica
-    next_death: Int64[Array, " R"]  # earliest death among running requests
+    next_death: Int64[Array, "R 2"]  # earliest death of the running, death of the queue's head
     slots: Int32[Array, "R 8 B"]
     times: Int64[Array, "R 3 B"]
     queue: Int32[Array, "R Q"]
 
     # requests
-    record: Int64[Array, "N 5"]
+    record: Int64[Array, "N 4"]
+    preemptions: Int32[Array, " N"]
     replica: Int32[Array, " N"]
 
     # the router
@@ -193,11 +194,12 @@ def initial_state(
         n_steps=jnp.int64(0),
         devices=devices.at[:, Device._fields.index("busy_until")].set(NEVER),
         ledger=ledger.at[:, Replica._fields.index("next_end")].set(LARGEST),
-        next_death=jnp.full(n_replicas, NEVER),
+        next_death=jnp.full((n_replicas, 2), NEVER),
         slots=table.at[:, ID].set(-1).at[:, LEFT].set(-1),
         times=jnp.full((n_replicas, 3, slots), NEVER).at[:, FIRST_TOKEN].set(-1),
         queue=jnp.zeros((n_replicas, ring), jnp.int32),
         record=record.at[:, jnp.array([LEFT_AT, FIRST_AT])].set(-1),
+        preemptions=jnp.zeros(n_requests, jnp.int32),
         replica=jnp.full(n_requests, -1, jnp.int32),
         policy=policy,
         window=jnp.full(scales, -1, jnp.int64),

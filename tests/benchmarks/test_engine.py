@@ -6,47 +6,16 @@ the best of the rounds; `requests/s` counts requests routed per second of wall t
 """
 
 import tracemalloc
-from functools import cache
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from agent.baselines import LargestThatFits, Uniform
-from agent.capacity import capacity_rps
 from sim.cluster import simulate
-from sim.config import check
-from sim.deploy import build_cluster
-from sim.profile import load_bundle
-from sim.run import RunSpec
 from sim.types import Bounds, Cluster, Workload
-from sim.utility import bounds_of
-from sim.workload import at_rate, generate
+from tests.benchmarks.systems import system
 
 REQUESTS = 6000
-
-
-@cache
-def spec() -> RunSpec:
-    with initialize_config_module("conf", version_base="1.3"):
-        return check(RunSpec, OmegaConf.to_container(compose("sim"), resolve=True), "")
-
-
-@cache
-def system(devices: int, load: float) -> tuple[Cluster, Workload, Bounds]:
-    """The default cluster with this many devices, and requests at this share of its capacity."""
-    settings = spec()
-    cluster_spec = settings.cluster.model_copy(update={"devices": devices})
-    bundle = load_bundle(cluster_spec.profile)
-    cluster = build_cluster(cluster_spec, bundle, settings.tasks.names)
-    context = int(cluster.max_context.min())
-    backlog = generate(settings.workload, settings.tasks, 1, context)
-    rate_rps = load * capacity_rps(cluster, backlog, backlog=500 * devices)
-    drawn = at_rate(settings.workload, rate_rps)
-    drawn = drawn.model_copy(update={"duration_s": REQUESTS / rate_rps})
-    workload = generate(drawn, settings.tasks, 0, context)
-    return cluster, workload, bounds_of(settings.utility, workload)
 
 
 def measure(
@@ -71,13 +40,13 @@ def measure(
 
 @pytest.mark.parametrize("load", [0.5, 0.9, 1.5])
 def test_load(benchmark, load):
-    measure(benchmark, *system(4, load), Uniform())
+    measure(benchmark, *system(4, load, REQUESTS), Uniform())
 
 
 @pytest.mark.parametrize("devices", [4, 16, 64])
 def test_devices(benchmark, devices):
-    measure(benchmark, *system(devices, 0.5), Uniform())
+    measure(benchmark, *system(devices, 0.5, REQUESTS), Uniform())
 
 
 def test_policy_that_predicts(benchmark):
-    measure(benchmark, *system(4, 0.5), LargestThatFits())
+    measure(benchmark, *system(4, 0.5, REQUESTS), LargestThatFits())
