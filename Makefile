@@ -6,6 +6,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INSTALLED := $(VENV)/installed
 INSTALLED_TEST := $(VENV)/installed-test
 
+OUT ?= outputs/gpu
+VECTOR_CLUSTERS ?= 1024,16384
+
 .DEFAULT_GOAL := help
 .PHONY: run test lint bench gpu clean help
 
@@ -23,8 +26,10 @@ lint: $(INSTALLED_TEST)  ## style and types only
 bench: $(INSTALLED_TEST)  ## how fast the engine is on this machine
 	$(BIN)/python -m pytest tests/benchmarks
 
-gpu:  ## measurements on a GPU
-	@echo "nothing measures a GPU yet"
+gpu:  ## how fast the JAX engine is on a GPU, with the interpreter given: make gpu PYTHON=python3
+	mkdir -p $(OUT)
+	BENCH_JSON=$(OUT)/vector.json VECTOR_CLUSTERS=$(VECTOR_CLUSTERS) \
+		timeout 540 $(PYTHON) -m pytest -q tests/benchmarks/test_vector.py
 
 clean:  ## remove what these commands made, the environment included
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache \
