@@ -6,19 +6,22 @@ horizon count among the arrivals, and nowhere else. N requests, W windows, M mod
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from numpy.typing import NDArray
+from pydantic import Field
 
 from sim.observation import fits_alone
-from sim.ticks import TICKS_PER_S, to_seconds, to_ticks
+from sim.ticks import MAX_S, TICKS_PER_S, to_seconds, to_ticks
 from sim.types import PAIR_SHIFT, Bounds, Cluster, Outcome, Result, Workload
 from sim.utility import UtilitySpec, on_time, utility
 
 THRESHOLDS = (0.90, 0.96, 0.98)  # of peak, for shares of windows
 LEAST_ATTAINABLE = 0.98  # below it the bounds or lengths of a workload ask the impossible
 AVAILABLE = 0.99  # share of requests answered in time above which a system is available
+WindowWidth = Annotated[float, Field(ge=1e-3, le=MAX_S)]  # in seconds
 
 
 @dataclass(frozen=True)
