@@ -185,7 +185,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(1)
     held = 0
     for _ in range(200):
-        peak = rng.uniform(5, 15, 60)
+        peak = rng.uniform(5, 15, (1, 60))
         interval = ratio_interval(peak * rng.uniform(0.4, 1.0, 60), peak)
         assert interval.low < interval.value < interval.high
         held += interval.low < 0.7 < interval.high
@@ -194,8 +194,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 def test_the_interval_of_a_difference_forgets_what_both_policies_share():
     rng = np.random.default_rng(2)
-    peak = np.full(100, 10.0)
-    luck = rng.uniform(2, 8, 100)
+    peak = np.full((1, 100), 10.0)
+    luck = rng.uniform(2, 8, (1, 100))
     alone = ratio_interval(luck + 1, peak)
     paired = ratio_interval((luck + 1) - luck, peak)
     assert paired.low == paired.high == pytest.approx(0.1)
@@ -219,6 +219,23 @@ def test_the_best_static_policy_is_found_in_each_cell(played):
             assert standing.difference is None
     assert verdict(compare(trials)).startswith("dice earns most: 90.0% of peak on average over 3")
     assert "ahead in 3, more than 0.2 points behind in none" in verdict(compare(trials))
+
+
+def test_seeds_that_share_their_arrivals_are_not_counted_twice(played):
+    one_seed = [trial for trial in played[0] if trial.seed == 0]
+    again = [replace(trial, seed=1) for trial in one_seed]
+    for alone, twice in zip(compare(one_seed), compare(one_seed + again), strict=True):
+        width = alone.performance.high - alone.performance.low
+        assert twice.performance.high - twice.performance.low == pytest.approx(width, rel=0.1)
+
+
+def test_luck_that_the_windows_of_a_seed_share_widens_the_interval():
+    peak = np.full((4, 50), 10.0)
+    luck = np.array([2.0, 4.0, 6.0, 8.0])[:, None] * np.ones(50)
+    apart = ratio_interval(luck, peak)
+    together = ratio_interval(luck.reshape(1, -1), peak.reshape(1, -1))
+    assert apart.value == together.value == pytest.approx(0.5)
+    assert apart.high - apart.low > 3 * (together.high - together.low)
 
 
 def test_trials_of_different_requests_are_not_compared(played):
