@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -139,11 +139,13 @@ def main(config: DictConfig) -> None:
     """Compare policies; end with a table and the path of the report."""
     console = Console()
     try:
-        values = OmegaConf.to_container(config, resolve=True)
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         spec = check(EvaluationSpec, values, "")
         meta = load_bundle(spec.cluster.profile).meta
         trials, capacities_rps = play(spec, compose_policies(spec), console)
         standings = compare(trials)
+    except MissingMandatoryValue as missing:
+        sys.exit(f"refused: {missing.full_key} is missing")
     except (ConfigError, WorkloadError, TraceError, OSError) as refused:
         sys.exit(f"refused: {refused}")
     except KeyboardInterrupt:

@@ -58,6 +58,7 @@ class Trial:
     static: bool  # it hosts one model alone
     summary: Summary
     duration_s: float
+    counts: dict[str, int]  # of requests, rows skipped, and requests fitted to context or cut
     earned: list[float]
     peak: list[float]
     timeline_arrivals: list[int]  # in each of TIMELINE_BINS equal parts of the duration
@@ -95,6 +96,7 @@ def run(job: Job, setting: Setting, bundle: Bundle) -> Trial:
         static=len(hosted) == 1 < len(models),
         summary=summarise(result, setting.utility, setting.window_s, offered=offered),
         duration_s=duration_s,
+        counts=_counts(workload),
         earned=sums.earned.tolist(),
         peak=sums.peak.tolist(),
         timeline_arrivals=timeline.arrivals[:TIMELINE_BINS].tolist(),
@@ -103,15 +105,22 @@ def run(job: Job, setting: Setting, bundle: Bundle) -> Trial:
     )
 
 
+def _counts(workload: Workload) -> dict[str, int]:
+    """What was counted as the workload was made; nothing if it does not say."""
+    counts = workload.provenance.get("counts")
+    return {str(k): int(v) for k, v in counts.items()} if isinstance(counts, dict) else {}
+
+
 def trial_key(job: Job, setting: Setting, bundle: Bundle, requests_hash: str) -> str:
     """A hash of all that a trial's outcome depends on: settings, requests, profile and code."""
+    package = str(job.policy_config["_target_"]).partition(".")[0]
     content = {
         "seed": job.seed,
         "policy": job.policy_config,
         "requests": requests_hash,
         "setting": setting.model_dump(mode="json"),
         "profile": bundle.content_hash,
-        "code": code_hash(),
+        "code": code_hash(package),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -21,6 +21,7 @@ from agent.comparison import compare, ratio_interval, summary_values
 from agent.evaluate import compose_policies, standings_tables, write_results
 from agent.evaluation import EvaluationSpec, play
 from agent.plots import apart
+from agent.provenance import code_hash
 from agent.report import available_rates, verdict, write_report
 from agent.trial import Trial
 from sim.config import ConfigError, check
@@ -146,6 +147,49 @@ def test_a_policy_left_out_or_renamed_leaves_the_other_trials_valid(small, playe
     assert {trial.policy for trial in trials} == {"static_large", "chance"}
 
 
+POLICY = """
+from agent.baselines import LeastLoaded
+
+
+class Own(LeastLoaded):
+    name = {name!r}
+"""
+
+
+def test_a_users_policy_is_played_again_when_its_source_changes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "own_policy.py"
+    module.write_text(POLICY.format(name="one"))
+    before = code_hash("own_policy")
+    assert before != code_hash("agent")
+    module.write_text(POLICY.format(name="two"))
+    code_hash.cache_clear()
+    assert code_hash("own_policy") != before
+
+
+def test_the_report_counts_what_was_done_to_a_recorded_trace(tmp_path):
+    rows = [f"2023-11-16 18:17:{second:02}.0,{900 * second + 1},9" for second in range(0, 60, 2)]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows, "oops,1,1"]))
+    recorded = [f"scenarios.{name}.workload.{setting}" for name in ("conversation", "code")
+                for setting in (f"path={trace}", "bad_rows=skip", "duration_s=null")]  # fmt: skip
+    grid = "scenarios.{}.capacity_grid={{low: 0.1, high: 0.1, n: 1}}"
+    spec = make_spec(
+        "experiment=azure", *recorded, grid.format("conversation"), grid.format("code"),
+        "policies=[random]", "seeds=[0]", "window_s=0.1", "n_jobs=1", f"output_dir={tmp_path}",
+    )  # fmt: skip
+    trials, capacities = play_quietly(spec)
+    page = tmp_path / "report.html"
+    write_report(
+        page, spec=spec, trials=trials, standings=compare(trials), capacities_rps=capacities,
+        origin={}, profile_kind="analytic",
+    )  # fmt: skip
+    assert trials[0].counts["over_context"] == 29
+    text = page.read_text("utf-8")
+    assert "Of 30 requests 29 exceeded the models&#39; context (length transform: scale)" in text
+    assert "1 more were malformed rows, left out." in text
+
+
 def test_trials_that_run_at_once_come_to_the_same(small, played, tmp_path):
     spec = small.model_copy(update={"output_dir": str(tmp_path), "n_jobs": 2})
     for one, other in zip(play_quietly(spec)[0], played[0], strict=True):
@@ -171,6 +215,9 @@ def test_every_shipped_experiment_is_complete(experiment):
         ("policies=[random,random]", "different labels"),
         ("seeds=[1,1]", "seeds must differ"),
         ("n_jobs=0", "n_jobs must be"),
+        ("window_s=4", r"window_s = 4.0: stable at .*/s must have arrivals in two windows"),
+        ("window_s=1e-9", "window_s = 1e-09"),
+        ("cluster.max_context=20", "scenarios.stable = 'synthetic': capacity needs 20 requests"),
         ("+speed=1", "speed = 1: unknown key; allowed: cluster"),
         ("policies=[oracle]", "policies = 'oracle': no such file"),
         ("policies=[{policy: static_small, label: x, settings: {model: 7}}]", "policy.model = 7"),
