@@ -22,6 +22,7 @@ from agent.evaluation import EvaluationSpec, PolicySpec, play
 from agent.report import write_report
 from agent.trial import PolicyConfig, Trial
 from sim.config import ConfigError, check
+from sim.files import whole
 from sim.profile import load_bundle
 from sim.rules import rules_hash
 from sim.traces import TraceError
@@ -45,9 +46,11 @@ def write_results(
         "standings": [asdict(standing) for standing in standings],
         "trials": [asdict(trial) for trial in trials],
     }
-    (folder / "results.json").write_text(json.dumps(content, indent=1, allow_nan=False))
+    with whole(folder / "results.json") as draft:
+        draft.write_text(json.dumps(content, indent=1, allow_nan=False))
     rows = [_row(standing) for standing in standings]
-    pyarrow.csv.write_csv(pa.Table.from_pylist(rows), folder / "summary.csv")
+    with whole(folder / "summary.csv") as draft:
+        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), draft)
 
 
 def _row(standing: Standing) -> dict[str, str | float | bool | None]:

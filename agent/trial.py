@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +12,7 @@ from agent.provenance import code_hash
 from sim.cluster import simulate
 from sim.config import Spec
 from sim.deploy import ClusterSpec, build_cluster
+from sim.files import whole
 from sim.metrics import Summary, summarise, windows
 from sim.policy import make_policy
 from sim.profile import Bundle
@@ -134,6 +134,5 @@ def load(path: Path, job: Job) -> Trial:
 def save(trial: Trial, path: Path) -> None:
     """Write a trial's file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_bytes(_TRIAL.dump_json(trial))
-    unfinished.replace(path)
+    with whole(path) as draft:
+        draft.write_bytes(_TRIAL.dump_json(trial))
