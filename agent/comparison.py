@@ -1,7 +1,9 @@
 """From trials to what can be said: each policy in each cell, with paired confidence intervals.
 
 A cell is a scenario at a rate. The units of the bootstrap are the (seed, window) pairs of a cell;
-performance is the ratio of sums over them, so that a window weighs as much as its peak.
+performance is the ratio of sums over them, so that a window weighs as much as its peak. Seeds
+whose requests arrive at the same times, as those of a recorded trace do, share their windows too:
+there seeds and windows are resampled apart.
 """
 
 import math
@@ -10,7 +12,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Float64
-from scipy.stats import bootstrap
 
 from agent.trial import Trial
 from sim.metrics import Percentiles, Summary
@@ -86,11 +87,11 @@ def summary_values(summary: Summary) -> dict[str, float | None]:
 def _compare_cell(policies: Mapping[str, list[Trial]]) -> list[Standing]:
     """The policies of one cell, whose trials must be of the same requests."""
     peak = _peaks(policies)
-    counted = peak > 0
+    counted = (peak > 0).all(axis=0)
     if counted.sum() < 2:
         raise ValueError("a confidence interval needs two windows with arrivals at the least")
-    earned = {name: _joined(trials, "earned")[counted] for name, trials in policies.items()}
-    peak = peak[counted]
+    earned = {name: _units(trials, "earned")[:, counted] for name, trials in policies.items()}
+    peak = peak[:, counted]
     total = {name: float(sums.sum()) for name, sums in earned.items()}
     statics = [name for name, trials in policies.items() if trials[0].static]
     best_static = max(statics, key=total.__getitem__) if statics else None
@@ -118,30 +119,26 @@ def _compare_cell(policies: Mapping[str, list[Trial]]) -> list[Standing]:
     return standings
 
 
-def ratio_interval(part: Float64[np.ndarray, " U"], whole: Float64[np.ndarray, " U"]) -> Interval:
-    """Sum of `part` / sum of `whole` with its percentile bootstrap interval over the U units."""
+def ratio_interval(part: Float64[np.ndarray, "S U"], whole: Float64[np.ndarray, "S U"]) -> Interval:
+    """Sum of `part` / sum of `whole` with its percentile bootstrap interval.
 
-    def ratio(
-        a: Float64[np.ndarray, "R U"], b: Float64[np.ndarray, "R U"], axis: int
-    ) -> Float64[np.ndarray, " R"]:
-        ratios: Float64[np.ndarray, " R"] = a.sum(axis=axis) / b.sum(axis=axis)
-        return ratios
+    S seeds and U units are resampled apart, each with replacement (Owen, "The pigeonhole
+    bootstrap", Annals of Applied Statistics 2007); with one row it is the plain bootstrap.
+    """
+    rng = np.random.default_rng(0)
+    rows, columns = (rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) for n in part.shape)
 
-    drawn = bootstrap(
-        (part, whole),
-        ratio,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return Interval(float(part.sum() / whole.sum()), float(drawn.low), float(drawn.high))
+    def total(values: Float64[np.ndarray, "S U"]) -> Float64[np.ndarray, " R"]:
+        sums: Float64[np.ndarray, " R"] = ((rows @ values) * columns).sum(axis=1)
+        return sums
+
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(total(part) / total(whole), (tail, 1 - tail)).tolist()
+    return Interval(float(part.sum() / whole.sum()), low, high)
 
 
-def _peaks(policies: Mapping[str, list[Trial]]) -> Float64[np.ndarray, " U"]:
-    peaks = {name: _joined(trials, "peak") for name, trials in policies.items()}
+def _peaks(policies: Mapping[str, list[Trial]]) -> Float64[np.ndarray, "S U"]:
+    peaks = {name: _units(trials, "peak") for name, trials in policies.items()}
     first = next(iter(peaks.values()))
     for name, peak in peaks.items():
         if not np.array_equal(peak, first):
@@ -149,9 +146,12 @@ def _peaks(policies: Mapping[str, list[Trial]]) -> Float64[np.ndarray, " U"]:
     return first
 
 
-def _joined(trials: list[Trial], name: str) -> Float64[np.ndarray, " U"]:
+def _units(trials: list[Trial], name: str) -> Float64[np.ndarray, "S U"]:
+    """Sums of each unit: all windows in one row, or a row for each seed that shares arrivals."""
     ordered = sorted(trials, key=lambda trial: trial.seed)
-    return np.concatenate([np.asarray(getattr(trial, name)) for trial in ordered])
+    sums = [np.asarray(getattr(trial, name)) for trial in ordered]
+    arrivals = {(trial.duration_s, *trial.timeline_arrivals) for trial in ordered}
+    return np.stack(sums) if len(arrivals) == 1 else np.concatenate(sums)[None, :]
 
 
 def _availability(summaries: Sequence[Summary]) -> float:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +22,7 @@ from agent.evaluation import EvaluationSpec, PolicySpec, play
 from agent.report import write_report
 from agent.trial import PolicyConfig, Trial
 from sim.config import ConfigError, check
+from sim.files import whole
 from sim.profile import load_bundle
 from sim.rules import rules_hash
 from sim.traces import TraceError
@@ -45,9 +46,11 @@ def write_results(
         "standings": [asdict(standing) for standing in standings],
         "trials": [asdict(trial) for trial in trials],
     }
-    (folder / "results.json").write_text(json.dumps(content, indent=1, allow_nan=False))
+    with whole(folder / "results.json") as draft:
+        draft.write_text(json.dumps(content, indent=1, allow_nan=False))
     rows = [_row(standing) for standing in standings]
-    pyarrow.csv.write_csv(pa.Table.from_pylist(rows), folder / "summary.csv")
+    with whole(folder / "summary.csv") as draft:
+        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), draft)
 
 
 def _row(standing: Standing) -> dict[str, str | float | bool | None]:
@@ -139,11 +142,13 @@ def main(config: DictConfig) -> None:
     """Compare policies; end with a table and the path of the report."""
     console = Console()
     try:
-        values = OmegaConf.to_container(config, resolve=True)
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         spec = check(EvaluationSpec, values, "")
         meta = load_bundle(spec.cluster.profile).meta
         trials, capacities_rps = play(spec, compose_policies(spec), console)
         standings = compare(trials)
+    except MissingMandatoryValue as missing:
+        sys.exit(f"refused: {missing.full_key} is missing")
     except (ConfigError, WorkloadError, TraceError, OSError) as refused:
         sys.exit(f"refused: {refused}")
     except KeyboardInterrupt:

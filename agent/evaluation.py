@@ -17,11 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agent.capacity import capacity_rps
 from agent.trial import Job, PolicyConfig, Setting, Trial, draw, load, run, save, trial_key
-from sim.config import Spec
+from sim.config import ConfigError, Spec
 from sim.deploy import ClusterSpec, build_cluster
+from sim.metrics import WindowWidth
 from sim.policy import make_policy
 from sim.profile import Bundle, load_bundle
 from sim.tasks import TasksSpec
+from sim.ticks import to_ticks
 from sim.utility import UtilitySpec
 from sim.workload import WorkloadSpec, at_rate, content_hash
 
@@ -84,7 +86,7 @@ class EvaluationSpec(Spec):
     policies: tuple[str | PolicySpec, ...] = Field(min_length=1)
     scenarios: dict[str, ScenarioSpec] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
-    window_s: float = Field(gt=0)
+    window_s: WindowWidth
     n_jobs: int = Field(ge=-1)  # −1: all cores
     resume: bool
 
@@ -129,7 +131,7 @@ def play(
     jobs: list[Job] = []
     for name, scenario in spec.scenarios.items():
         with console.status(f"{name}: capacity of {spec.cluster.models[-1]}"):
-            capacities[name] = _capacity_rps(spec, scenario, bundle)
+            capacities[name] = _capacity_rps(spec, name, bundle)
         for rate in scenario.rates(capacities[name]):
             workload = scenario.workload if rate is None else at_rate(scenario.workload, rate)
             jobs += [
@@ -140,10 +142,15 @@ def play(
     return _play(jobs, spec, bundle, console), capacities
 
 
-def _capacity_rps(spec: EvaluationSpec, scenario: ScenarioSpec, bundle: Bundle) -> float:
+def _capacity_rps(spec: EvaluationSpec, name: str, bundle: Bundle) -> float:
+    scenario = spec.scenarios[name]
     offered = build_cluster(spec.cluster, bundle, spec.tasks.names)
     largest = build_cluster(spec.cluster, bundle, spec.tasks.names, spec.cluster.models[-1:])
-    return capacity_rps(largest, draw(scenario.workload, spec.seeds[0], spec.setting, offered))
+    workload = draw(scenario.workload, spec.seeds[0], spec.setting, offered)
+    try:
+        return capacity_rps(largest, workload)
+    except ValueError as error:
+        raise ConfigError(f"scenarios.{name}", scenario.workload.kind, str(error)) from None
 
 
 def _play(
@@ -180,6 +187,11 @@ def _files(jobs: Sequence[Job], spec: EvaluationSpec, bundle: Bundle) -> list[Pa
         cell = (job.scenario, job.rate_rps, job.seed)
         if cell not in drawn:
             workload = draw(job.workload, job.seed, spec.setting, offered)
+            windows = np.unique(workload.arrival_ticks // to_ticks(spec.window_s))
+            if len(windows) < 2:
+                where = job.scenario + ("" if job.rate_rps is None else f" at {job.rate_rps:g}/s")
+                allowed = f"{where} must have arrivals in two windows at least, for an interval"
+                raise ConfigError("window_s", spec.window_s, allowed)
             drawn[cell] = content_hash(workload)
         files.append(folder / f"{trial_key(job, spec.setting, bundle, drawn[cell])}.json")
     return files

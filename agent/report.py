@@ -12,6 +12,7 @@ from agent.evaluation import EvaluationSpec
 from agent.trial import Trial
 from sim.metrics import AVAILABLE, LEAST_ATTAINABLE
 from sim.report import Section, Value, figure, folded, provenance, table, write_page
+from sim.workload import TraceSpec
 
 NEGLIGIBLE = 0.002  # of peak: a deficit that does not count
 PERFORMANCE_NOTE = "Utility earned in % of peak, with its 95 % interval"
@@ -131,7 +132,9 @@ def _scenario(
             look,
             spec,
         )
-    return Section(name.replace("_", " ").capitalize(), parts, _introduction(own, capacity_rps))
+    first = next(t for t in trials if (t.scenario, t.seed) == (name, spec.seeds[0]))
+    text = f"{_introduction(own, capacity_rps)}{_fitting(spec, first)}"
+    return Section(name.replace("_", " ").capitalize(), parts, text)
 
 
 def _introduction(standings: Sequence[Standing], capacity_rps: float) -> str:
@@ -144,6 +147,19 @@ def _introduction(standings: Sequence[Standing], capacity_rps: float) -> str:
             f"{attainable:.1%} of peak, under {LEAST_ATTAINABLE:.0%}."
         )
     return text
+
+
+def _fitting(spec: EvaluationSpec, trial: Trial) -> str:
+    """What was done to a workload's requests to make them playable, with counts."""
+    workload = spec.scenarios[trial.scenario].workload
+    transform = workload.length_transform if isinstance(workload, TraceSpec) else ""
+    told = {
+        "over_context": f"exceeded the models' context (length transform: {transform})",
+        "truncated": "had an answer longer than max_tokens, cut there",
+        "bad_rows": "more were malformed rows, left out",
+    }
+    parts = [f"{trial.counts[key]:,} {text}" for key, text in told.items() if trial.counts.get(key)]
+    return f" Of {trial.counts['requests']:,} requests {'; '.join(parts)}." if parts else ""
 
 
 def _sweep(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -13,6 +12,7 @@ from agent.provenance import code_hash
 from sim.cluster import simulate
 from sim.config import Spec
 from sim.deploy import ClusterSpec, build_cluster
+from sim.files import whole
 from sim.metrics import Summary, summarise, windows
 from sim.policy import make_policy
 from sim.profile import Bundle
@@ -58,6 +58,7 @@ class Trial:
     static: bool  # it hosts one model alone
     summary: Summary
     duration_s: float
+    counts: dict[str, int]  # of requests, rows skipped, and requests fitted to context or cut
     earned: list[float]
     peak: list[float]
     timeline_arrivals: list[int]  # in each of TIMELINE_BINS equal parts of the duration
@@ -95,6 +96,7 @@ def run(job: Job, setting: Setting, bundle: Bundle) -> Trial:
         static=len(hosted) == 1 < len(models),
         summary=summarise(result, setting.utility, setting.window_s, offered=offered),
         duration_s=duration_s,
+        counts=_counts(workload),
         earned=sums.earned.tolist(),
         peak=sums.peak.tolist(),
         timeline_arrivals=timeline.arrivals[:TIMELINE_BINS].tolist(),
@@ -103,15 +105,22 @@ def run(job: Job, setting: Setting, bundle: Bundle) -> Trial:
     )
 
 
+def _counts(workload: Workload) -> dict[str, int]:
+    """What was counted as the workload was made; nothing if it does not say."""
+    counts = workload.provenance.get("counts")
+    return {str(k): int(v) for k, v in counts.items()} if isinstance(counts, dict) else {}
+
+
 def trial_key(job: Job, setting: Setting, bundle: Bundle, requests_hash: str) -> str:
     """A hash of all that a trial's outcome depends on: settings, requests, profile and code."""
+    package = str(job.policy_config["_target_"]).partition(".")[0]
     content = {
         "seed": job.seed,
         "policy": job.policy_config,
         "requests": requests_hash,
         "setting": setting.model_dump(mode="json"),
         "profile": bundle.content_hash,
-        "code": code_hash(),
+        "code": code_hash(package),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -125,6 +134,5 @@ def load(path: Path, job: Job) -> Trial:
 def save(trial: Trial, path: Path) -> None:
     """Write a trial's file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_bytes(_TRIAL.dump_json(trial))
-    unfinished.replace(path)
+    with whole(path) as draft:
+        draft.write_bytes(_TRIAL.dump_json(trial))

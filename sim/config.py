@@ -14,7 +14,21 @@ class ConfigError(ValueError):
     """A setting that is refused; the message names the key, the value and what is allowed."""
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"{key} = {value!r}: {allowed}")
+        super().__init__(key, value, allowed)  # as given: an error may cross processes
+
+    def __str__(self) -> str:
+        key, value, allowed = self.args
+        return f"{key} = {value!r}: {allowed}"
+
+
+class SpecError(ConfigError):
+    """All settings of one node that are refused, a line for each."""
+
+    def __init__(self, *lines: str) -> None:
+        ValueError.__init__(self, *lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class Spec(BaseModel):
@@ -27,15 +41,12 @@ def check(kind: type[T], values: object, key: str) -> T:
     """Build a `kind` (a Spec, or a union of Specs) from plain values composed under `key`.
 
     Raises:
-        ConfigError: one line for each refused setting, with its key, value and what is allowed.
+        SpecError: one line for each refused setting, with its key, value and what is allowed.
     """
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as refused:
-        lines = [_explain(kind, error, key) for error in refused.errors()]
-        error = ConfigError.__new__(ConfigError)
-        ValueError.__init__(error, "\n".join(lines))
-        raise error from None
+        raise SpecError(*(_explain(kind, error, key) for error in refused.errors())) from None
 
 
 def _explain(kind: Kind, error: ErrorDetails, key: str) -> str:

@@ -2,23 +2,27 @@
 
 The peak of a request is the quality of the most accurate model on its task: what it would earn
 there with no bound missed. Performance is utility earned / peak. Requests still inside at a
-horizon count among the arrivals, and nowhere else. N requests, W windows, M models.
+horizon, or yet to arrive, count among the arrivals, and nowhere else. N requests, W windows,
+M models.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from numpy.typing import NDArray
+from pydantic import Field
 
 from sim.observation import fits_alone
-from sim.ticks import TICKS_PER_S, to_seconds, to_ticks
+from sim.ticks import MAX_S, TICKS_PER_S, to_seconds, to_ticks
 from sim.types import PAIR_SHIFT, Bounds, Cluster, Outcome, Result, Workload
 from sim.utility import UtilitySpec, on_time, utility
 
 THRESHOLDS = (0.90, 0.96, 0.98)  # of peak, for shares of windows
 LEAST_ATTAINABLE = 0.98  # below it the bounds or lengths of a workload ask the impossible
 AVAILABLE = 0.99  # share of requests answered in time above which a system is available
+WindowWidth = Annotated[float, Field(ge=1e-3, le=MAX_S)]  # in seconds
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Summary:
     e2e_s: Percentiles  # to the last token
     decision_s: Percentiles  # wall time of the policy's decisions
     model_share: dict[str, float]  # model -> share of the arrivals sent to it
-    utility_per_device_s: float  # earned / (devices · duration)
+    utility_per_device_s: float  # earned / (devices · duration, or horizon if that is earlier)
     utility_per_dollar: float | None  # None without a price
 
 
@@ -133,7 +137,9 @@ def summarise(
     best = np.where(decided, alone_utility(offered or cluster, workload, result.bounds, spec), 0.0)
     attainable = _ratio(float(best.sum()), peak)
     sent = cluster.replica_model[result.replica[result.replica >= 0]]
-    device_s = cluster.n_devices * to_seconds(workload.duration_ticks)
+    cut = not decided.all()  # by a horizon
+    lasted = min(workload.duration_ticks, result.end_ticks) if cut else workload.duration_ticks
+    device_s = cluster.n_devices * to_seconds(lasted)
     price = cluster.price_per_device_hour
     return Summary(
         arrivals=arrivals,
@@ -157,7 +163,7 @@ def summarise(
             name: _ratio(int((sent == m).sum()), arrivals) or 0.0
             for m, name in enumerate(cluster.models)
         },
-        utility_per_device_s=earned / device_s,
+        utility_per_device_s=_ratio(earned, device_s) or 0.0,
         utility_per_dollar=_ratio(earned, price * device_s / 3600) if price else None,
     )
 
@@ -227,8 +233,14 @@ def _latencies(result: Result) -> dict[str, Percentiles]:
         "ttft_s": _percentiles((first - arrival) / TICKS_PER_S),
         "tpot_s": _percentiles((last - first)[several] / later[several] / TICKS_PER_S),
         "e2e_s": _percentiles((last - arrival) / TICKS_PER_S),
-        "decision_s": _percentiles(result.decision_s),
+        "decision_s": _percentiles(result.decision_s[_routed(result)]),
     }
+
+
+def _routed(result: Result) -> Bool[np.ndarray, " N"]:
+    """The requests that reached the router before the run ended."""
+    routed: Bool[np.ndarray, " N"] = (result.replica >= 0) | (result.outcome == Outcome.SHED)
+    return routed
 
 
 def _percentiles(values: NDArray[np.float64]) -> Percentiles:

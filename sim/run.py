@@ -7,7 +7,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -15,14 +15,15 @@ from rich.table import Table
 from sim.cluster import simulate
 from sim.config import ConfigError, Spec, check
 from sim.deploy import ClusterSpec, build_cluster
-from sim.metrics import Summary, summarise
+from sim.metrics import Summary, WindowWidth, summarise
 from sim.policy import make_policy
 from sim.profile import load_bundle
 from sim.tables import request_table, step_table, write_summary, write_table
 from sim.tasks import TasksSpec
 from sim.ticks import MAX_S, to_seconds
 from sim.timeline import write_timeline
-from sim.types import Result
+from sim.traces import TraceError
+from sim.types import Cluster, Result
 from sim.utility import UtilitySpec, bounds_of
 from sim.workload import WorkloadError, WorkloadSpec, generate, save
 
@@ -37,16 +38,20 @@ class RunSpec(Spec):
     policy: dict[str, Any]  # a Hydra node with _target_
     seed: int = Field(ge=0)  # of the workload and of random policies
     horizon_s: float | None = Field(gt=0, le=MAX_S)  # null: until the last request has left
-    window_s: float = Field(gt=0)  # width of the windows that performance is told of
+    window_s: WindowWidth  # width of the windows that performance is told of
     record_steps: bool  # also write every step and the timeline
     save_workload: str | None  # also write the drawn workload here
 
 
-def play(spec: RunSpec) -> Result:
+def play(spec: RunSpec) -> tuple[Result, Cluster]:
     """Run what the configuration says; everything in it is checked before the run starts.
+
+    Returns the run, and the cluster with every model on offer, hosted by the policy or not.
 
     Raises:
         ConfigError: with the key, the value and what is allowed.
+        TraceError: if a recorded file cannot be read.
+        WorkloadError: if no request arrives, or a saved workload is refused.
     """
     bundle = load_bundle(spec.cluster.profile)
     policy = make_policy(spec.policy)
@@ -58,7 +63,7 @@ def play(spec: RunSpec) -> Result:
     workload = generate(spec.workload, spec.tasks, spec.seed, int(offered.max_context.min()))
     if spec.save_workload is not None:
         save(workload, Path(spec.save_workload))
-    return simulate(
+    result = simulate(
         cluster,
         workload,
         bounds_of(spec.utility, workload),
@@ -67,6 +72,7 @@ def play(spec: RunSpec) -> Result:
         horizon_s=spec.horizon_s,
         record_steps=spec.record_steps,
     )
+    return result, offered
 
 
 def write(spec: RunSpec, result: Result, summary: Summary, folder: Path) -> list[Path]:
@@ -141,11 +147,13 @@ def main(config: DictConfig) -> None:
         spec = check(RunSpec, values, "")
         started = perf_counter()
         with console.status(f"simulating {spec.policy.get('_target_')} …"):
-            result = play(spec)
+            result, offered = play(spec)
         wall_s = perf_counter() - started
-    except (ConfigError, WorkloadError, OSError) as refused:
+    except MissingMandatoryValue as missing:
+        sys.exit(f"refused: {missing.full_key} is missing")
+    except (ConfigError, WorkloadError, TraceError, OSError) as refused:
         sys.exit(f"refused: {refused}")
-    summary = summarise(result, spec.utility, spec.window_s)
+    summary = summarise(result, spec.utility, spec.window_s, offered=offered)
     folder = Path(HydraConfig.get().runtime.output_dir)
     written = write(spec, result, summary, folder)
     console.print(show(result, summary, make_policy(spec.policy).name, wall_s))

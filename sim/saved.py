@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sim.files import whole
 from sim.types import Workload
 
 SCHEMA_VERSION = 1
@@ -90,16 +90,11 @@ def save(workload: Workload, path: str | Path) -> None:
         OSError: if the file cannot be written.
     """
     validate(workload)
-    path = Path(path)
     header = {**_header(workload), "sha256": content_hash(workload)}
     table = pa.table({name: getattr(workload, name) for name in _COLUMNS})
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(header).encode()})
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    try:
+    with whole(Path(path)) as draft:
         pq.write_table(table, draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> Workload:

@@ -1,7 +1,6 @@
 """What a run leaves on disk: a table of requests, a table of steps and a summary."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sim.files import whole
 from sim.metrics import Summary
 from sim.ticks import array_to_seconds
 from sim.types import Outcome, Result, Steps
@@ -62,17 +62,15 @@ def step_table(steps: Steps) -> pa.Table:
 
 def write_table(table: pa.Table, path: Path) -> None:
     """Write a Parquet file, whole or not at all."""
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    pq.write_table(table, unfinished)
-    unfinished.replace(path)
+    with whole(path) as draft:
+        pq.write_table(table, draft)
 
 
 def write_summary(summary: Summary, provenance: Mapping[str, object], path: Path) -> None:
     """Write a run's metrics and where they come from as JSON, whole or not at all."""
-    unfinished = path.with_suffix(f".{os.getpid()}")
     content = {"provenance": dict(provenance), **asdict(summary)}
-    unfinished.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-    unfinished.replace(path)
+    with whole(path) as draft:
+        draft.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _seconds(ticks: np.ndarray) -> pa.DoubleArray:

@@ -7,11 +7,11 @@ last token. Times are simulated microseconds. Format: Trace Event Format, Google
 
 import gzip
 import json
-import os
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
+from sim.files import whole
 from sim.ticks import TICKS_PER_S
 from sim.types import Outcome, Result, Steps
 
@@ -28,16 +28,14 @@ def write_timeline(result: Result, path: Path) -> None:
     """
     if result.steps is None:
         raise ValueError("a timeline needs a run with record_steps=True")
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     opener = gzip.open if path.suffix == ".gz" else open
-    with opener(unfinished, "wt", encoding="utf-8") as file:
+    with whole(path) as draft, opener(draft, "wt", encoding="utf-8") as file:
         file.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
         separator = ""
         for event in events(result, result.steps):
             file.write(separator + json.dumps(event))
             separator = ",\n"
         file.write("\n]}\n")
-    unfinished.replace(path)
 
 
 def events(result: Result, steps: Steps) -> Iterator[Event]:

@@ -3,7 +3,7 @@
 R replicas, D devices, M models, T tasks, N requests.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import Literal
@@ -147,10 +147,3 @@ class Result:
     n_steps: int
     decision_s: Float64[np.ndarray, " N"]  # wall time of each decision: measured, not simulated
     steps: Steps | None = None  # where recording was asked for
-
-
-def truncate(workload: Workload, keep: Bool[np.ndarray, " N"]) -> Workload:
-    """The workload with only the requests where `keep` is true."""
-    names = ("arrival_ticks", "task", "prompt_tokens", "output_tokens", "max_tokens",
-             "cached_tokens", "priority")  # fmt: skip
-    return replace(workload, **{name: getattr(workload, name)[keep] for name in names})

@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from pydantic import Field, model_validator
 
-from sim.config import Spec
-from sim.ticks import NEVER, array_to_ticks, to_ticks
+from sim.config import ConfigError, Spec
+from sim.ticks import MAX_S, NEVER, array_to_ticks, to_ticks
 from sim.types import Bounds, Outcome, Result, Workload
 
 
@@ -30,8 +30,8 @@ class UtilitySpec(Spec):
     kind: Literal["hard", "soft"]
     e2e: BoundSpec | None = None  # to the last token
     ttft: BoundSpec | None = None  # to the first token
-    tpot_s: float | None = Field(default=None, gt=0)  # per token after the first
-    grace_s: float = Field(default=0.0, ge=0)  # soft: lateness at which utility reaches 0
+    tpot_s: float | None = Field(default=None, gt=0, le=MAX_S)  # per token after the first
+    grace_s: float = Field(default=0.0, ge=0, le=MAX_S)  # soft: lateness at which utility reaches 0
     miss_penalty: float = Field(default=0.0, le=0)
 
     @model_validator(mode="after")
@@ -44,17 +44,24 @@ class UtilitySpec(Spec):
 
 
 def bounds_of(spec: UtilitySpec, workload: Workload) -> Bounds:
-    """The bounds of every request of a workload."""
+    """The bounds of every request of a workload.
 
-    def ticks(bound: BoundSpec | None) -> np.ndarray:
+    Raises:
+        ConfigError: if a bound is longer than any run.
+    """
+
+    def ticks(name: str, bound: BoundSpec | None) -> np.ndarray:
         if bound is None:
             return np.full(len(workload), NEVER)
-        return array_to_ticks(bound.base_s + bound.per_token_s * workload.max_tokens)
+        try:
+            return array_to_ticks(bound.base_s + bound.per_token_s * workload.max_tokens)
+        except ValueError as error:
+            raise ConfigError(f"utility.{name}", bound.model_dump(), str(error)) from None
 
     tpot = NEVER if spec.tpot_s is None else to_ticks(spec.tpot_s)
     return Bounds(
-        e2e_ticks=ticks(spec.e2e),
-        ttft_ticks=ticks(spec.ttft),
+        e2e_ticks=ticks("e2e", spec.e2e),
+        ttft_ticks=ticks("ttft", spec.ttft),
         tpot_ticks=np.full(len(workload), tpot),
         grace_ticks=to_ticks(spec.grace_s),
     )

@@ -2,6 +2,7 @@
 
 from agent.baselines.largest_that_fits import best_in_time
 from agent.baselines.rule import Rule
+from sim.config import ConfigError
 from sim.observation import WINDOWS_S, Array, Observation
 from sim.ticks import NEVER
 
@@ -18,6 +19,8 @@ class ConservativeGreedy(Rule):
 
     def __init__(self, window_s: float = 1.0) -> None:
         """`window_s` is the time scale of the arrival rate estimate, one of WINDOWS_S."""
+        if window_s not in WINDOWS_S:
+            raise ConfigError("window_s", window_s, f"one of {', '.join(map(str, WINDOWS_S))}")
         self._scale = WINDOWS_S.index(window_s)
 
     def choose(self, observation: Observation) -> Array:

@@ -21,6 +21,7 @@ from agent.comparison import compare, ratio_interval, summary_values
 from agent.evaluate import compose_policies, standings_tables, write_results
 from agent.evaluation import EvaluationSpec, play
 from agent.plots import apart
+from agent.provenance import code_hash
 from agent.report import available_rates, verdict, write_report
 from agent.trial import Trial
 from sim.config import ConfigError, check
@@ -146,6 +147,49 @@ def test_a_policy_left_out_or_renamed_leaves_the_other_trials_valid(small, playe
     assert {trial.policy for trial in trials} == {"static_large", "chance"}
 
 
+POLICY = """
+from agent.baselines import LeastLoaded
+
+
+class Own(LeastLoaded):
+    name = {name!r}
+"""
+
+
+def test_a_users_policy_is_played_again_when_its_source_changes(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "own_policy.py"
+    module.write_text(POLICY.format(name="one"))
+    before = code_hash("own_policy")
+    assert before != code_hash("agent")
+    module.write_text(POLICY.format(name="two"))
+    code_hash.cache_clear()
+    assert code_hash("own_policy") != before
+
+
+def test_the_report_counts_what_was_done_to_a_recorded_trace(tmp_path):
+    rows = [f"2023-11-16 18:17:{second:02}.0,{900 * second + 1},9" for second in range(0, 60, 2)]
+    trace = tmp_path / "trace.csv"
+    trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows, "oops,1,1"]))
+    recorded = [f"scenarios.{name}.workload.{setting}" for name in ("conversation", "code")
+                for setting in (f"path={trace}", "bad_rows=skip", "duration_s=null")]  # fmt: skip
+    grid = "scenarios.{}.capacity_grid={{low: 0.1, high: 0.1, n: 1}}"
+    spec = make_spec(
+        "experiment=azure", *recorded, grid.format("conversation"), grid.format("code"),
+        "policies=[random]", "seeds=[0]", "window_s=0.1", "n_jobs=1", f"output_dir={tmp_path}",
+    )  # fmt: skip
+    trials, capacities = play_quietly(spec)
+    page = tmp_path / "report.html"
+    write_report(
+        page, spec=spec, trials=trials, standings=compare(trials), capacities_rps=capacities,
+        origin={}, profile_kind="analytic",
+    )  # fmt: skip
+    assert trials[0].counts["over_context"] == 29
+    text = page.read_text("utf-8")
+    assert "Of 30 requests 29 exceeded the models&#39; context (length transform: scale)" in text
+    assert "1 more were malformed rows, left out." in text
+
+
 def test_trials_that_run_at_once_come_to_the_same(small, played, tmp_path):
     spec = small.model_copy(update={"output_dir": str(tmp_path), "n_jobs": 2})
     for one, other in zip(play_quietly(spec)[0], played[0], strict=True):
@@ -171,6 +215,9 @@ def test_every_shipped_experiment_is_complete(experiment):
         ("policies=[random,random]", "different labels"),
         ("seeds=[1,1]", "seeds must differ"),
         ("n_jobs=0", "n_jobs must be"),
+        ("window_s=4", r"window_s = 4.0: stable at .*/s must have arrivals in two windows"),
+        ("window_s=1e-9", "window_s = 1e-09"),
+        ("cluster.max_context=20", "scenarios.stable = 'synthetic': capacity needs 20 requests"),
         ("+speed=1", "speed = 1: unknown key; allowed: cluster"),
         ("policies=[oracle]", "policies = 'oracle': no such file"),
         ("policies=[{policy: static_small, label: x, settings: {model: 7}}]", "policy.model = 7"),
@@ -185,7 +232,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(1)
     held = 0
     for _ in range(200):
-        peak = rng.uniform(5, 15, 60)
+        peak = rng.uniform(5, 15, (1, 60))
         interval = ratio_interval(peak * rng.uniform(0.4, 1.0, 60), peak)
         assert interval.low < interval.value < interval.high
         held += interval.low < 0.7 < interval.high
@@ -194,8 +241,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 def test_the_interval_of_a_difference_forgets_what_both_policies_share():
     rng = np.random.default_rng(2)
-    peak = np.full(100, 10.0)
-    luck = rng.uniform(2, 8, 100)
+    peak = np.full((1, 100), 10.0)
+    luck = rng.uniform(2, 8, (1, 100))
     alone = ratio_interval(luck + 1, peak)
     paired = ratio_interval((luck + 1) - luck, peak)
     assert paired.low == paired.high == pytest.approx(0.1)
@@ -219,6 +266,23 @@ def test_the_best_static_policy_is_found_in_each_cell(played):
             assert standing.difference is None
     assert verdict(compare(trials)).startswith("dice earns most: 90.0% of peak on average over 3")
     assert "ahead in 3, more than 0.2 points behind in none" in verdict(compare(trials))
+
+
+def test_seeds_that_share_their_arrivals_are_not_counted_twice(played):
+    one_seed = [trial for trial in played[0] if trial.seed == 0]
+    again = [replace(trial, seed=1) for trial in one_seed]
+    for alone, twice in zip(compare(one_seed), compare(one_seed + again), strict=True):
+        width = alone.performance.high - alone.performance.low
+        assert twice.performance.high - twice.performance.low == pytest.approx(width, rel=0.1)
+
+
+def test_luck_that_the_windows_of_a_seed_share_widens_the_interval():
+    peak = np.full((4, 50), 10.0)
+    luck = np.array([2.0, 4.0, 6.0, 8.0])[:, None] * np.ones(50)
+    apart = ratio_interval(luck, peak)
+    together = ratio_interval(luck.reshape(1, -1), peak.reshape(1, -1))
+    assert apart.value == together.value == pytest.approx(0.5)
+    assert apart.high - apart.low > 3 * (together.high - together.low)
 
 
 def test_trials_of_different_requests_are_not_compared(played):

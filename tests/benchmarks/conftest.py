@@ -30,7 +30,7 @@ def pytest_terminal_summary(terminalreporter, config):
         bundle = load_bundle("pkg://calibrate.profiles/a100-80gb-analytic")
         provenance = {
             "command": "make bench",
-            "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
+            "machine": _machine(),
             "rules hash": rules_hash(),
             "profile hash": bundle.content_hash,
         }
@@ -38,7 +38,13 @@ def pytest_terminal_summary(terminalreporter, config):
         Path(os.environ["BENCH_JSON"]).write_text(json.dumps(content, indent=1) + "\n")
 
 
+def _machine():
+    cores, python = os.cpu_count(), platform.python_version()
+    return f"{cores} cores, {_processor()}, Python {python}"
+
+
 def _processor():
     info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line for line in lines if line.startswith("model name")]
     return names[0].split(": ")[1] if names else platform.processor()

@@ -1,5 +1,6 @@
 """A refused setting is explained by its key, its value and what is allowed."""
 
+import pickle
 from typing import Annotated, Literal
 
 import pytest
@@ -7,7 +8,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from pydantic import Field
 
-from sim.config import ConfigError, Spec, check
+from sim.config import ConfigError, Spec, SpecError, check
 from sim.utility import UtilitySpec
 
 
@@ -85,6 +86,11 @@ def test_every_refused_setting_gets_a_line() -> None:
 
 def test_a_config_error_says_key_value_and_allowed() -> None:
     assert str(ConfigError("rate", -1, "at least 0")) == "rate = -1: at least 0"
+
+
+def test_a_refusal_reads_the_same_in_another_process() -> None:
+    for error in (ConfigError("rate", -1, "at least 0"), SpecError("a is missing", "b is missing")):
+        assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
 @pytest.mark.parametrize("name", ["hard", "soft", "ttft", "tpot"])

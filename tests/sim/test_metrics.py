@@ -88,6 +88,14 @@ def test_utility_is_counted_per_device_and_per_dollar():
     assert summarise(run(two_models(), workload, Send([1])), hard(9)).utility_per_dollar is None
 
 
+def test_a_horizon_ends_the_devices_time_and_the_decisions():
+    workload = make_workload([0, 1, 99], tasks=TASKS)  # lasts 100 s
+    result = run(two_models(), workload, Send([1]), horizon_s=10)
+    summary = summarise(result, hard(100))
+    assert summary.utility_per_device_s == pytest.approx(2 / (2 * 10))
+    assert summary.decision_s.p50 == pytest.approx(np.median(result.decision_s[:2]))
+
+
 def test_a_run_in_which_nothing_finishes_is_still_json():
     workload = make_workload([0, 1], output=20, tasks=TASKS)
     result = run(two_models(), workload, Send([1]), e2e_s=3)

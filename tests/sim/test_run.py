@@ -114,6 +114,29 @@ def test_a_saved_workload_is_replayed_to_the_same_requests(finished):
     assert one.select(kept).equals(two.select(kept))
 
 
+def test_a_malformed_row_of_a_trace_is_refused_with_its_line_or_skipped_and_counted(tmp_path):
+    rows = ["TIMESTAMP,ContextTokens,GeneratedTokens", "2023-11-16 18:17:03,9,4",
+            "2023-11-16 18:17:04,many,4", "2023-11-16 18:17:05,9,4"]  # fmt: skip
+    (tmp_path / "trace.csv").write_text("\n".join(rows))
+    trace = ("workload=azure_conv", "workload.path=trace.csv", "hydra.run.dir=out")
+    refused = command(tmp_path, *trace)
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("refused: trace.csv, line 3: ContextTokens = 'many'")
+    assert command(tmp_path, *trace, "workload.bad_rows=skip").returncode == 0
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["provenance"]["workload"]["counts"]["bad_rows"] == 1
+    assert summary["arrivals"] == 2
+
+
+def test_a_static_policy_does_not_change_what_is_attainable(tmp_path):
+    ran = command(tmp_path, *SHORT, "policy=static_small", "hydra.run.dir=out")
+    assert ran.returncode == 0, ran.stderr
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["performance"] < 0.8
+    assert summary["attainable"] == pytest.approx(1)
+    assert not summary["asks_impossible"]
+
+
 def test_slices_of_a_device_do_not_overlap_and_requests_begin_before_they_end():
     from sim.timeline import events
 
@@ -144,6 +167,13 @@ def test_slices_of_a_device_do_not_overlap_and_requests_begin_before_they_end():
         ("policy._target_=agent.baselines.Oracle", "policy"),
         ("policy=static_large policy.model=7", "policy.model = 7"),
         ("horizon_s=0", "horizon_s = 0"),
+        ("window_s=1e-13", "window_s = 1e-13"),
+        ("window_s=1e30", "window_s = 1e+30"),
+        ("utility.e2e.base_s=1e9", "utility.e2e = {'base_s': 1000000000.0"),
+        ("workload=saved", "workload.path is missing"),
+        ("workload=saved workload.path=none.parquet", "none.parquet: no such file"),
+        ("workload=azure_conv workload.path=none.csv", "none.csv: no such file"),
+        ("policy=conservative_greedy policy.window_s=3", "window_s = 3: one of 0.25, 1.0, 4.0, 16"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_key_and_what_is_allowed(tmp_path, override, told):
