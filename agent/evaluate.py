@@ -21,6 +21,7 @@ from agent.comparison import Standing, cells_of, compare, policies_of
 from agent.evaluation import EvaluationSpec, PolicySpec, play
 from agent.report import write_report
 from agent.trial import PolicyConfig, Trial
+from sim import command
 from sim.config import ConfigError, check
 from sim.files import whole
 from sim.profile import load_bundle
@@ -172,4 +173,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -14,6 +14,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 
+from sim import command
 from sim.config import ConfigError, Spec, check
 from sim.profile import (
     SCHEMA_VERSION,
@@ -187,4 +188,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -112,6 +112,20 @@ def build_cluster(
     )
 
 
+def rounding_errors(spec: ClusterSpec, bundle: Bundle) -> dict[str, dict[str, float]]:
+    """By how much, relatively, rounding to ticks changes each coefficient of each model (rule 1).
+
+    Raises:
+        ConfigError: as `build_cluster`.
+    """
+    settings = {model: _settings(spec, model, bundle) for model in spec.models}
+    largest_budget = max(of_model.token_budget for of_model in settings.values())
+    return {
+        model: dict(_step_ticks(spec, bundle, own, model, largest_budget).rounding_errors)
+        for model, own in settings.items()
+    }
+
+
 def _check_models(spec: ClusterSpec, bundle: Bundle, hosted: tuple[str, ...]) -> None:
     for model in spec.models:
         if model not in bundle.models:

@@ -12,9 +12,10 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from sim import command
 from sim.cluster import simulate
 from sim.config import ConfigError, Spec, check
-from sim.deploy import ClusterSpec, build_cluster
+from sim.deploy import ClusterSpec, build_cluster, rounding_errors
 from sim.metrics import Summary, WindowWidth, summarise
 from sim.policy import make_policy
 from sim.profile import load_bundle
@@ -82,7 +83,11 @@ def write(spec: RunSpec, result: Result, summary: Summary, folder: Path) -> list
     write_table(request_table(result, spec.utility), written[0])
     cluster = result.cluster
     provenance = {
-        "profile": {"kind": cluster.profile_kind, "hash": cluster.profile_hash},
+        "profile": {
+            "kind": cluster.profile_kind,
+            "hash": cluster.profile_hash,
+            "rounding_errors": rounding_errors(spec.cluster, load_bundle(spec.cluster.profile)),
+        },
         "workload": result.workload.provenance,
         "config": spec.model_dump(mode="json"),
         "steps": result.n_steps,
@@ -162,4 +167,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -87,7 +87,15 @@ def test_a_run_writes_requests_steps_summary_and_timeline(finished):
     summary = json.loads((folder / "out/summary.json").read_text())
     steps = pq.read_table(folder / "out/steps.parquet").to_pydict()
     assert len(requests["outcome"]) == summary["arrivals"] > 0
-    assert summary["provenance"]["profile"]["kind"] == "analytic"
+    profile = summary["provenance"]["profile"]
+    assert profile["kind"] == "analytic"
+    assert set(profile["rounding_errors"]["opt-6.7b"]) == {
+        "host_s",
+        "tokens_s",
+        "pair_s",
+        "kv_token_s",
+    }
+    assert max(max(e.values()) for e in profile["rounding_errors"].values()) <= 0.01
     assert len(steps["end_s"]) == summary["provenance"]["steps"]
     emitted = sum(requests["emitted_tokens"])
     assert emitted >= sum(steps["decodes"])
@@ -157,7 +165,10 @@ def test_slices_of_a_device_do_not_overlap_and_requests_begin_before_they_end():
     ("override", "told"),
     [
         ("workload.arrivals.rate_rps=-3", "workload.arrivals.rate_rps = -3"),
+        ("workload.arrivals.rate=3", "workload.arrivals.rate = 3: unknown key; allowed: kind"),
         ("+workload.arrivals.rate=3", "workload.arrivals.rate = 3: unknown key; allowed: kind"),
+        ("cluster.device=3", "cluster.device = 3: unknown key; allowed: block_tokens"),
+        ("sede=3", "sede = 3: unknown key; allowed: cluster"),
         ("+cluster.overrides={opt-1.3b:{max_bach:3}}", "cluster.overrides.opt-1.3b.max_bach = 3"),
         ("cluster.models=[opt-125m,opt-13b]", "opt-13b"),
         ("tasks.names=[piqa,winogrande,hellaswag,chess]", "chess"),
