@@ -1,24 +1,41 @@
 """What happens when a request reaches the router: observe, decide, place."""
 
-from dataclasses import replace
-from typing import cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.observation import WINDOW_BITS, Observation, fits_alone
-from sim.policy import SHED, Policy
+from sim.policy import SHED
 from sim.router import SIGNALS
 from sim.ticks import NEVER
 from sim.types import Cluster, Outcome
 from sim.vector.batch import held_blocks, limits_of
-from sim.vector.device import interrupt, site, turns_of
-from sim.vector.rows import read, write
-from sim.vector.state import F_CACHED, F_MAX, F_PROMPT, Device, Replica, Requests, State
+from sim.vector.device import Site, runs, turns_of
+from sim.vector.rows import rows_of
+from sim.vector.state import F_MAX, F_PROMPT, Device, Requests, State
 from sim.vector.turns import elapsed, passed, steps_of
 
-_WAITING, _PREFILL, _DECODE = (SIGNALS.index(s) for s in SIGNALS[2:5])
+
+class Asking(NamedTuple):
+    """The request that is at the router."""
+
+    arrival: Int64[Array, ""]
+    task: Int32[Array, ""]
+    facts: Int32[Array, " 4"]
+    deaths: Int64[Array, " 2"]
+    e2e: Int64[Array, ""]
+    ttft: Int64[Array, ""]
+    tpot: Int64[Array, ""]
+    random_bits: Int64[Array, ""]
+    grace: Int64[Array, ""]
+
+
+def asking(requests: Requests, lane: Array, index: Array) -> Asking:
+    """Request `index` of each lane of a batch."""
+    one = {name: getattr(requests, name)[lane, index] for name in Asking._fields[:-1]}
+    return Asking(**one, grace=requests.grace[lane])
 
 
 def steps_passed(
@@ -26,18 +43,18 @@ def steps_passed(
 ) -> tuple[Int32[Array, " R"], Bool[Array, " R"]]:
     """Steps of what runs on its device that each replica has completed; whether it is in one."""
 
-    def progress(row: Int64[Array, " 11"], replicas: Int32[Array, " K"]) -> tuple[Array, Array]:
-        device, where = Device(*row), site(state, replicas)
+    def progress(row: Int64[Array, " 10"], replicas: Int32[Array, " K"]) -> tuple[Array, Array]:
+        device = Device(*row)
+        where = Site(replicas, rows_of(state.ledger[replicas]), state.next_death[replicas])
         turns = turns_of(cluster, where, device)
-        runs = (device.busy_until != NEVER) & (device.forming == 0)
-        since = jnp.where(runs, state.now - device.started, 0)
+        since = jnp.where(runs(device), state.now - device.started, 0)
         done = jnp.minimum(passed(turns, since), device.steps)
         # a step with chunks shows nothing before its end
-        done = jnp.where(runs & (device.steps > 1), done, 0)
+        done = jnp.where(runs(device) & (device.steps > 1), done, 0)
         between = (elapsed(turns, done) == since) & (done > 0)
         own = steps_of(turns, done.astype(jnp.int32))
-        running = (turns.rank == done % turns.replicas) & runs & ~between
-        return jnp.where(runs, own, 0), running
+        running = (turns.rank == done % turns.replicas) & runs(device) & ~between
+        return jnp.where(runs(device), own, 0), running
 
     own, running = jax.vmap(progress)(state.devices, device_replicas)
     flat = device_replicas.reshape(-1)
@@ -52,7 +69,7 @@ def signals(
 ) -> Int64[Array, "7 R"]:
     """What the replicas report now, every boundary passed inside a leap included (rule 14)."""
     steps, in_step = steps_passed(cluster, state, device_replicas)
-    told = Replica(*state.ledger.T)
+    told = rows_of(state.ledger)
     decodes = jnp.where(told.decoding > 0, steps, 0)
     emitted = decodes * told.decoding
     counts = told.decode_count + decodes + in_step
@@ -67,22 +84,21 @@ def signals(
     ).astype(jnp.int64)  # fmt: skip
 
 
-def snapshot(
-    cluster: Cluster, state: State, device_replicas: Int32[Array, "D K"], on: Bool[Array, ""]
-) -> State:
-    """Take a snapshot of the signals (rule 15)."""
-    known = jnp.where(on, signals(cluster, state, device_replicas), state.known)
-    later = state.next_snapshot + cluster.signal_period_ticks
-    return replace(state, known=known, next_snapshot=jnp.where(on, later, state.next_snapshot))
+class Counted(NamedTuple):
+    """The router's own counts, this arrival included."""
+
+    window: Int64[Array, " S"]
+    window_arrivals: Int64[Array, "S T"]
+    previous_arrivals: Int64[Array, "S T"]
+    last_arrival: Int64[Array, ""]
 
 
 def observe(
-    cluster: Cluster, requests: Requests, state: State, device_replicas: Int32[Array, "D K"],
+    cluster: Cluster, state: State, request: Asking, device_replicas: Int32[Array, "D K"],
     stale: bool,
-) -> tuple[Observation, State]:  # fmt: skip
-    """Count the arrival of the next request and describe it and the system; as `Router.observe`."""
-    index, now = state.next_request, state.now
-    task = requests.task[index]
+) -> tuple[Observation, Counted]:  # fmt: skip
+    """Count the arrival of a request and describe it and the system; as `Router.observe`."""
+    now, task = state.now, request.task
     bits = jnp.asarray(WINDOW_BITS)
     window = now >> bits
     same, adjacent = window == state.window, window == state.window + 1
@@ -94,10 +110,10 @@ def observe(
     current = jnp.where(same[:, None], state.window_arrivals, 0).at[:, task].add(1)
     known = state.known if stale else signals(cluster, state, device_replicas)
     told = dict(zip(SIGNALS, known, strict=True))
-    prompt_tokens, max_tokens = requests.facts[index, F_PROMPT], requests.facts[index, F_MAX]
+    prompt_tokens, max_tokens = request.facts[F_PROMPT], request.facts[F_MAX]
     mask = cluster.alive & (told["waiting"] < cluster.max_queue)
     mask &= fits_alone(cluster, prompt_tokens, max_tokens)
-    waited = now - requests.arrival[index]
+    waited = now - request.arrival
 
     def slack(bound: Int64[Array, ""]) -> Int64[Array, ""]:
         return jnp.where(bound == NEVER, bound, bound - waited)
@@ -108,11 +124,11 @@ def observe(
         task=task,
         prompt_tokens=prompt_tokens,
         max_tokens=max_tokens,
-        e2e_slack_ticks=slack(requests.e2e[index]),
-        ttft_slack_ticks=slack(requests.ttft[index]),
-        tpot_ticks=requests.tpot[index],
-        grace_ticks=requests.grace,
-        random_bits=requests.random_bits[index],
+        e2e_slack_ticks=slack(request.e2e),
+        ttft_slack_ticks=slack(request.ttft),
+        tpot_ticks=request.tpot,
+        grace_ticks=request.grace,
+        random_bits=request.random_bits,
         **told,
         mask=mask,
         window_arrivals=current,
@@ -121,60 +137,15 @@ def observe(
         finished_requests=state.finished_requests,
         finished_tokens=state.finished_tokens,
     )
-    counted = replace(
-        state, window=window, window_arrivals=current, previous_arrivals=previous, last_arrival=now
-    )
-    return observation, counted
+    return observation, Counted(window, current, previous, now)
 
 
-def arrive(
-    cluster: Cluster, requests: Requests, state: State, policy: Policy,
-    device_replicas: Int32[Array, "D K"], stale: bool, on: Bool[Array, ""],
-) -> State:  # fmt: skip
-    """Route the next request (rules 4 to 6)."""
-    observation, counted = observe(cluster, requests, state, device_replicas, stale)
-    action, policy_state = policy.decide(state.policy, observation)
-    counted = replace(counted, policy=policy_state)
-    state = cast(State, jax.tree.map(lambda new, old: jnp.where(on, new, old), counted, state))
-
-    index, now = state.next_request, state.now
-    facts = requests.facts[index]
-    sent = action != SHED
-    r = jnp.where(sent, action, 0).astype(jnp.int32)
-    too_long = ~fits_alone(cluster, facts[F_PROMPT], facts[F_MAX])[r]
-    row = Replica(*read(state.ledger, r))
-    full = row.waiting >= cluster.max_queue[r]
-    code = jnp.where(full, int(Outcome.REFUSED_FULL), 0)
+def verdict(
+    cluster: Cluster, request: Asking, waiting: Int32[Array, ""], r: Int32[Array, ""],
+    action: Int32[Array, ""],
+) -> Int32[Array, ""]:  # fmt: skip
+    """The outcome of a request that is shed or refused, INSIDE if it is placed (rules 5 and 6)."""
+    too_long = ~fits_alone(cluster, request.facts[F_PROMPT], request.facts[F_MAX])[r]
+    code = jnp.where(waiting >= cluster.max_queue[r], int(Outcome.REFUSED_FULL), 0)
     code = jnp.where(too_long, int(Outcome.REFUSED_TOO_LONG), code)
-    code = jnp.where(sent, code, int(Outcome.SHED))
-    placed = on & (code == 0)
-    refused = on & (code != 0)
-
-    ring = state.queue.shape[1]
-    place = jnp.where(placed, (row.head + row.waiting) % ring, ring)
-    prefill = facts[F_PROMPT] - facts[F_CACHED]
-    row = row._replace(
-        waiting=row.waiting + 1,
-        prefill_tokens=row.prefill_tokens + prefill,
-        decode_tokens=row.decode_tokens + facts[F_MAX],
-    )
-    record = jnp.stack([now, jnp.int64(-1), code.astype(jnp.int64), jnp.int64(0)])
-    heads = jnp.where(placed & (row.waiting == 1), r, cluster.n_replicas)
-    known = state.known
-    if stale:
-        more = jnp.zeros(len(SIGNALS), jnp.int64)
-        more = more.at[_WAITING].set(1).at[_PREFILL].set(prefill).at[_DECODE].set(facts[F_MAX])
-        known = jnp.where(on & sent, known.at[:, r].add(more), known)
-    state = replace(
-        state,
-        known=known,
-        ledger=write(state.ledger, r, jnp.stack(row), placed),
-        queue=state.queue.at[r, place].set(index, mode="drop"),
-        next_death=state.next_death.at[heads, 1].set(jnp.min(requests.deaths[index]), mode="drop"),
-        record=write(state.record, index, record, refused),
-        replica=write(state.replica, index, r, on & sent),
-        left=state.left + jnp.where(refused, 1, 0),
-        next_request=state.next_request + jnp.where(on, 1, 0),
-    )
-    device = cluster.replica_device[r]
-    return interrupt(cluster, state, device, device_replicas[device], placed)
+    return jnp.where(action == SHED, int(Outcome.SHED), code)

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.ticks import NEVER
 from sim.types import Cluster, Outcome
-from sim.vector.rows import read, running_total, total
+from sim.vector.rows import running_total, total
 from sim.vector.state import (
     BLOCKS,
+    CACHED,
     DEATH,
     EMIT,
     EMITTED,
@@ -32,7 +33,6 @@ from sim.vector.state import (
     ORDER,
     PROMPT,
     Replica,
-    Requests,
 )
 
 LONGEST = 1 << 21  # tokens of a context; beyond it blocks_of might err
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     """The rows of one replica."""
 
     replica: Replica
-    slots: Int32[Array, "8 B"]
+    slots: Int32[Array, "9 B"]
     times: Int64[Array, "3 B"]
 
 
@@ -63,6 +63,16 @@ class Leavers(NamedTuple):
     leaves: Bool[Array, " n"]
     ids: Int32[Array, " n"]
     records: Int64[Array, "n 4"]
+
+
+class Heads(NamedTuple):
+    """The first W requests of a queue; what is beyond its end is meaningless."""
+
+    ids: Int32[Array, " W"]
+    facts: Int32[Array, "W 4"]
+    deaths: Int64[Array, "W 2"]
+    records: Int64[Array, "W 4"]
+    grace: Int64[Array, ""]
 
 
 class Forming(NamedTuple):
@@ -94,7 +104,7 @@ def blocks_of(tokens: Int32[Array, "..."], block_tokens: Int32[Array, ""]) -> In
 
 
 def held_blocks(
-    limits: Limits, slots: Int32[Array, "8 B"], count: Int32[Array, ""]
+    limits: Limits, slots: Int32[Array, "9 B"], count: Int32[Array, ""]
 ) -> Int32[Array, " B"]:
     """KV blocks of each slot, after `count` decode steps, before the next."""
     computed = slots[PROMPT] + slots[EMIT] + count - 1
@@ -103,7 +113,7 @@ def held_blocks(
     return jnp.where(slots[ID] >= 0, jnp.where(decoding, grown, slots[BLOCKS]), 0)
 
 
-def emit(requests: Requests, batch: Batch, now: Int64[Array, ""]) -> tuple[Batch, Leavers]:
+def emit(grace: Int64[Array, ""], batch: Batch, now: Int64[Array, ""]) -> tuple[Batch, Leavers]:
     """Requests finish, and prompts that are computed emit a token (rule 13).
 
     The decode count is up to date.
@@ -120,7 +130,7 @@ def emit(requests: Requests, batch: Batch, now: Int64[Array, ""]) -> tuple[Batch
     context = slots[PROMPT] + emitted
 
     first = prefilled & (times[FIRST_TOKEN] < 0)
-    worthless = jnp.where(requests.grace == 0, now > times[DEATH], now >= times[DEATH])
+    worthless = jnp.where(grace == 0, now > times[DEATH], now >= times[DEATH])
     later = jnp.where(worthless, jnp.minimum(now, times[LAST_DEATH]), times[LAST_DEATH])
     first_token = jnp.where(first, now, times[FIRST_TOKEN])
 
@@ -148,7 +158,7 @@ def emit(requests: Requests, batch: Batch, now: Int64[Array, ""]) -> tuple[Batch
 
 
 def begin(
-    requests: Requests, limits: Limits, batch: Batch, now: Int64[Array, ""],
+    limits: Limits, batch: Batch, now: Int64[Array, ""],
     cancel: Bool[Array, ""] | bool, on: Bool[Array, ""],
 ) -> tuple[Batch, Leavers, Forming, Int32[Array, " B"]]:  # fmt: skip
     """The dead leave, decodes take their blocks, the split prompt its chunk (rules 7, 9, 10).
@@ -206,7 +216,7 @@ def begin(
 
     leaves = dead | back
     was_left = jnp.where(leaves & (slots[LEFT] > 0), slots[LEFT], 0)
-    again = jnp.where(back, slots[PROMPT] + emitted - requests.facts[slots[ID], F_CACHED], 0)
+    again = jnp.where(back, slots[PROMPT] + emitted - slots[CACHED], 0)
     unused = jnp.where(decodes, slots[MOST] - count, slots[MOST])
     changed = {
         ID: jnp.where(leaves, -1, slots[ID]),
@@ -234,10 +244,10 @@ def begin(
 
 
 def scan(
-    requests: Requests, limits: Limits, batch: Batch, forming: Forming, ids: Int32[Array, " W"],
-    records: Int64[Array, "W 4"], now: Int64[Array, ""], cancel: Bool[Array, ""] | bool,
+    limits: Limits, batch: Batch, forming: Forming, heads: Heads, now: Int64[Array, ""],
+    cancel: Bool[Array, ""] | bool,
 ) -> tuple[Batch, Leavers, Forming, Bool[Array, ""], Int64[Array, ""]]:  # fmt: skip
-    """Admit from the head of the queue, `ids` (rule 11).
+    """Admit from the head of the queue (rule 11).
 
     Also returns whether the scan is over, and then the death of who heads the queue now.
     """
@@ -246,9 +256,9 @@ def scan(
     # the decodes' blocks of this step are taken
     free = limits.kv_blocks - total(held_blocks(limits, slots, replica.decode_count + 1))
     there = (jnp.arange(WINDOW, dtype=jnp.int32) < replica.waiting) & (budget >= 0)
-    facts, deaths = read(requests.facts, ids), read(requests.deaths, ids)
+    ids, facts, deaths, records, grace = heads
     emitted, first_at = records[:, EMITTED].astype(jnp.int32), records[:, FIRST_AT]
-    death = _death_of(requests, deaths, first_at)
+    death = _death_of(grace, deaths, first_at)
     dead = there & cancel & (death <= now)
     alive = there & ~dead
     left = facts[:, F_PROMPT] + emitted - facts[:, F_CACHED]
@@ -271,6 +281,7 @@ def scan(
         ID: ids, LEFT: left - chunk, END: facts[:, F_OUTPUT] - emitted,
         ORDER: earlier + replica.admissions, PROMPT: facts[:, F_PROMPT],
         MOST: facts[:, F_MAX] - emitted, EMIT: emitted, BLOCKS: blocks,
+        CACHED: facts[:, F_CACHED],
     }  # fmt: skip
     for i in range(WINDOW):
         place = jnp.argmin(slots[ID])  # a free one: only they are negative
@@ -282,8 +293,8 @@ def scan(
 
     # who heads the queue now
     ahead = jnp.argmax(stops > 0)
-    heads = (stops[-1] > 0) & (ahead < replica.waiting)
-    head_death = jnp.where(heads, death[ahead], NEVER)
+    there_is = (stops[-1] > 0) & (ahead < replica.waiting)
+    head_death = jnp.where(there_is, death[ahead], NEVER)
 
     tokens = total(jnp.where(admitted, chunk, 0))
     wide = chunk.astype(jnp.int64)
@@ -328,11 +339,10 @@ def refresh(limits: Limits, batch: Batch) -> tuple[Replica, Int64[Array, ""]]:
 
 
 def _death_of(
-    requests: Requests, deaths: Int64[Array, "n 2"], first_token: Int64[Array, " n"]
+    grace: Int64[Array, ""], deaths: Int64[Array, "n 2"], first_token: Int64[Array, " n"]
 ) -> Int64[Array, " n"]:
     """When a waiting request is dead, given when its first token came, −1 if it has not."""
-    hard = requests.grace == 0
-    worthless = jnp.where(hard, first_token > deaths[:, 0], first_token >= deaths[:, 0])
+    worthless = jnp.where(grace == 0, first_token > deaths[:, 0], first_token >= deaths[:, 0])
     after = jnp.where(worthless, jnp.minimum(first_token, deaths[:, 1]), deaths[:, 1])
     return jnp.where(first_token >= 0, after, jnp.min(deaths, axis=1))
 
@@ -346,6 +356,6 @@ def _records(
     return jnp.stack([column.astype(jnp.int64) for column in columns], axis=1)
 
 
-def _with(table: Int32[Array, "8 B"], changed: dict[int, Int32[Array, " B"]]) -> Array:
+def _with(table: Int32[Array, "9 B"], changed: dict[int, Int32[Array, " B"]]) -> Array:
     """The table with some of its rows changed."""
     return jnp.stack([changed.get(row, table[row]) for row in range(len(table))])

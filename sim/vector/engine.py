@@ -5,6 +5,7 @@ snapshot is taken, or a request is routed. The order of events at one instant is
 """
 
 from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +13,41 @@ import numpy as np
 from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.config import ConfigError
-from sim.policy import Policy
+from sim.policy import SHED, Policy
+from sim.router import SIGNALS
 from sim.ticks import NEVER, to_ticks
 from sim.types import Bounds, Cluster, Result, Workload
-from sim.vector.arrival import arrive, snapshot, steps_passed
-from sim.vector.batch import LONGEST
-from sim.vector.device import advance
+from sim.vector.arrival import Asking, Counted, asking, observe, signals, steps_passed, verdict
+from sim.vector.batch import (
+    LONGEST,
+    WINDOW,
+    Forming,
+    Heads,
+    begin,
+    emit,
+    refresh,
+    scan,
+)
+from sim.vector.device import Site, end, interrupt, launch, prepare
+from sim.vector.lanes import Items, Sites, where
+from sim.vector.rows import choose, read, rows_of, write
 from sim.vector.state import (
     EMIT,
     EMITTED,
+    ENDED,
+    F_CACHED,
+    F_MAX,
+    F_PROMPT,
     FIRST_AT,
     FIRST_TOKEN,
+    FORM,
     ID,
+    LAUNCH,
     LEFT,
     LEFT_AT,
     OUTCOME,
+    RUN,
+    SCAN,
     Device,
     Replica,
     Requests,
@@ -34,6 +55,8 @@ from sim.vector.state import (
     initial_state,
     to_requests,
 )
+
+_WAITING, _PREFILL, _DECODE = (SIGNALS.index(s) for s in SIGNALS[2:5])
 
 jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]  # int64 clocks
 
@@ -48,6 +71,18 @@ def replicas_of_devices(cluster: Cluster) -> Int32[np.ndarray, "D K"]:
     return table
 
 
+class _Event(NamedTuple):
+    """What comes next in each of C clusters."""
+
+    now: Int64[Array, " C"]
+    device: Int32[Array, " C"]  # the device that it concerns
+    end: Bool[Array, " C"]
+    snapshot: Bool[Array, " C"]
+    arrival: Bool[Array, " C"]
+    horizon: Bool[Array, " C"]
+    form: Bool[Array, " C"]
+
+
 @dataclass(frozen=True)
 class Engine:
     """A policy in a cluster of a given shape; its methods are pure and made to be vmapped.
@@ -60,63 +95,289 @@ class Engine:
     slots: int  # B: the largest `max_batch`
     ring: int  # Q: at least max_queue + max_batch of every replica
     stale: bool  # whether signals come from snapshots
+    share: float = 0.4  # of a batch's clusters in which costly work is done in one iteration
 
     def start(self, cluster: Cluster, requests: Requests) -> State:
         """An empty cluster at time 0."""
         size = requests.arrival.shape[-1]
         return initial_state(cluster, size, self.slots, self.ring, self.policy.init(cluster))
 
-    def event(
-        self, cluster: Cluster, requests: Requests, table: Int32[Array, "D K"], state: State,
-        horizon: Int64[Array, ""],
+    def play(
+        self, clusters: Cluster, requests: Requests, table: Int32[Array, "D K"], states: State,
+        horizons: Int64[Array, " C"],
     ) -> State:  # fmt: skip
-        """Advance by one event."""
-        arrival = requests.arrival[jnp.minimum(state.next_request, requests.arrival.shape[0] - 1)]
-        more = state.next_request < requests.count
-        reaches = jnp.where(more, arrival + cluster.overhead_ticks, NEVER)
-        shot = state.next_snapshot if self.stale else jnp.int64(NEVER)
-        devices = Device(*state.devices.T)
-        now = jnp.minimum(jnp.min(devices.busy_until), jnp.minimum(reaches, horizon))
-        now = jnp.minimum(now, shot)
-        on = ~self.done(requests, state)
-        state = replace(state, now=jnp.where(on, now, state.now))
+        """Advance a batch of clusters to their ends; every argument but the table has its axis."""
 
-        due = devices.busy_until == now
-        ends = due & (devices.forming == 0)
-        is_end = jnp.any(ends)
+        def more(carry: tuple[Array, State]) -> Bool[Array, ""]:
+            return ~jnp.all(self.done(requests, carry[1]))
+
+        def step(carry: tuple[Array, State]) -> tuple[Array, State]:
+            turn, state = carry
+            return turn + 1, self.iterate(clusters, requests, table, state, horizons, turn)
+
+        return jax.lax.while_loop(more, step, (jnp.int32(0), states))[1]
+
+    def done(self, requests: Requests, state: State) -> Bool[Array, "..."]:
+        """Whether every request has left, or the horizon is reached."""
+        ended: Bool[Array, ...] = (state.left == requests.count) | state.stopped
+        return ended
+
+    def iterate(
+        self, clusters: Cluster, requests: Requests, table: Int32[Array, "D K"], state: State,
+        horizons: Int64[Array, " C"], turn: Int32[Array, ""],
+    ) -> State:  # fmt: skip
+        """Advance each cluster of a batch by at most one event."""
+        lanes = jnp.arange(state.now.shape[0], dtype=jnp.int32)
+        event = self._next_event(clusters, requests, state, horizons)
+        state = replace(state, now=event.now)
+        site = Sites(clusters, table, lanes, event.device)
+        state = self._end(site, state, event)
+        state = self._emit(site, requests, state, event, turn)
+        state = self._form(site, requests, state, event, turn)
+        if self.stale:
+            known = jax.vmap(signals, in_axes=(0, 0, None))(clusters, state, table)
+            state = replace(
+                state,
+                known=jnp.where(event.snapshot[:, None, None], known, state.known),
+                next_snapshot=state.next_snapshot
+                + jnp.where(event.snapshot, clusters.signal_period_ticks, 0),
+            )
+        state = self._arrive(clusters, table, requests, state, event, turn)
+        return replace(state, stopped=state.stopped | event.horizon)
+
+    def _next_event(
+        self, clusters: Cluster, requests: Requests, state: State, horizons: Int64[Array, " C"]
+    ) -> _Event:
+        """What comes next in each cluster, in the order of rule 2."""
+        lanes = jnp.arange(state.now.shape[0], dtype=jnp.int32)
+        index = jnp.minimum(state.next_request, requests.arrival.shape[1] - 1)
+        arrival = requests.arrival[lanes, index]
+        reaches = jnp.where(
+            state.next_request < requests.count, arrival + clusters.overhead_ticks, NEVER
+        )
+        shot = state.next_snapshot if self.stale else jnp.full_like(reaches, NEVER)
+        device = Device(*jnp.moveaxis(state.devices, -1, 0))
+        others = jnp.minimum(jnp.minimum(reaches, shot), horizons)
+        now = jnp.minimum(jnp.min(device.busy_until, axis=1), others)
+        on = ~self.done(requests, state)
+
+        due = device.busy_until == now[:, None]
+        ends = due & (device.stage <= ENDED)
+        is_end = jnp.any(ends, axis=1)
         is_shot = ~is_end & (shot == now)
         is_arrival = ~is_end & ~is_shot & (reaches == now)
-        is_horizon = ~is_end & ~is_shot & ~is_arrival & (horizon == now)
-        is_form = ~is_end & ~is_shot & ~is_arrival & ~is_horizon
-        # a step is formed once everything else of this instant has happened
-        is_last = (reaches > now) & (shot > now) & (horizon > now)
-        forms = is_form | (is_end & is_last)
-        d = jnp.argmax(jnp.where(is_end, ends, due)).astype(jnp.int32)
-        state = advance(cluster, requests, state, d, table[d], on & is_end, on & forms)
-        if self.stale:
-            state = snapshot(cluster, state, table, on & is_shot)
-        state = arrive(cluster, requests, state, self.policy, table, self.stale, on & is_arrival)
-        return replace(state, stopped=state.stopped | (on & is_horizon))
-
-    def done(self, requests: Requests, state: State) -> Bool[Array, ""]:
-        """Whether every request has left, or the horizon is reached."""
-        return (state.left == requests.count) | state.stopped
-
-    def play(
-        self, cluster: Cluster, requests: Requests, table: Int32[Array, "D K"], state: State,
-        horizon: Int64[Array, ""],
-    ) -> State:  # fmt: skip
-        """Advance a batch of clusters to their ends; every argument but the table has its axis.
-
-        The loop is around the batch: vmapped, it would copy all of the state in each iteration.
-        """
-        event = jax.vmap(self.event, in_axes=(0, 0, None, 0, 0))
-        done = jax.vmap(self.done)
-        return jax.lax.while_loop(
-            lambda s: ~jnp.all(done(requests, s)),
-            lambda s: event(cluster, requests, table, s, horizon),
-            state,
+        is_horizon = ~is_end & ~is_shot & ~is_arrival & (horizons == now)
+        is_form = ~(is_end | is_shot | is_arrival | is_horizon)
+        chosen = jnp.argmax(jnp.where(is_end[:, None], ends, due), axis=1)
+        return _Event(
+            now=jnp.where(on, now, state.now),
+            device=chosen.astype(jnp.int32),
+            end=on & is_end,
+            snapshot=on & is_shot,
+            arrival=on & is_arrival,
+            horizon=on & is_horizon,
+            # a step is formed once everything else of this instant has happened
+            form=on & (is_form | (is_end & (others > now))),
         )
+
+    def _end(self, site: Sites, state: State, event: _Event) -> State:
+        """Steps that ran take effect, but for the tokens of the last."""
+        device = site.device(state)
+        on = event.end & (device.stage == RUN)
+        place = site.where(state)
+        columns, ended = jax.vmap(end)(site.clusters, place, device, on)
+        state = replace(
+            state,
+            n_steps=state.n_steps + jnp.where(on, device.steps, 0),
+            ledger=write(
+                state.ledger, (site.lanes[:, None], place.replicas), jnp.stack(columns, axis=-1),
+                on[:, None] & place.ok,
+            ),
+        )  # fmt: skip
+        return site.set_device(state, ended, on)
+
+    def _emit(
+        self, site: Sites, requests: Requests, state: State, event: _Event,
+        turn: Int32[Array, ""],
+    ) -> State:  # fmt: skip
+        """Requests finish and prompts that are computed emit a token, in some of the clusters."""
+        device = site.device(state)
+        wanting = event.end & (device.stage == ENDED)
+        item = site.item(state, device, choose(wanting, self._share(site), turn))
+        batch, finished = jax.vmap(emit)(requests.grace[item.at], item.batch, state.now[item.at])
+        row, next_death = jax.vmap(refresh)(item.limits, batch)
+        state = item.store(state, batch._replace(replica=row))
+        came = finished.leaves & item.on[:, None]
+        task = requests.task[item.at[:, None], finished.ids]
+        tasks = jnp.arange(state.finished_requests.shape[1])
+        of_task = came[:, None, :] & (task[:, None, :] == tasks[:, None])
+        tokens = jnp.where(of_task, finished.records[:, None, :, EMITTED], 0)
+        state = replace(
+            item.leave(state, finished, item.on),
+            next_death=state.next_death.at[item.lane, item.r, 0].set(next_death, mode="drop"),
+            finished_requests=state.finished_requests.at[item.lane].add(
+                jnp.sum(of_task, axis=2), mode="drop"
+            ),
+            finished_tokens=state.finished_tokens.at[item.lane].add(
+                jnp.sum(tokens, axis=2), mode="drop"
+            ),
+            left=state.left.at[item.lane].add(jnp.sum(came, axis=1, dtype=jnp.int32), mode="drop"),
+        )
+        return item.set_stage(state, jnp.full_like(item.lane, FORM))
+
+    def _form(
+        self, site: Sites, requests: Requests, state: State, event: _Event,
+        turn: Int32[Array, ""],
+    ) -> State:  # fmt: skip
+        """Form steps (rules 7 to 12); where slots have to be looked at, in some of the clusters."""
+        device, place, now = site.device(state), site.where(state), state.now
+        on = event.form & (device.stage >= FORM)
+        device, looks = jax.vmap(prepare)(site.clusters, place, device, now, on)
+        state = site.set_device(state, device, on)
+        item = site.item(state, device, choose(looks, self._share(site), turn))
+        state = self._look(
+            item, requests, state, jnp.asarray(site.clusters.cancel_expired)[item.at]
+        )
+        device, place = site.device(state), site.where(state)
+        starts = event.form & (device.stage == LAUNCH)
+        launched = jax.vmap(launch)(site.clusters, place, device, now, starts)
+        return site.set_device(state, launched, starts)
+
+    def _look(
+        self, item: Items, requests: Requests, state: State, cancel: Bool[Array, " P"]
+    ) -> State:
+        """Cancel, preempt and admit in the slots of the items' replicas."""
+        old, now, at = item.batch, state.now[item.at], item.at
+        resumed = item.device.stage == SCAN
+        begins = item.on & ~resumed
+        begun, gone, forming, order = jax.vmap(begin)(item.limits, old, now, cancel, begins)
+        batch = where(resumed, old, begun)
+        saved = Forming(item.device.budget.astype(jnp.int32), item.device.pairs)
+        forming = where(resumed, saved, forming)
+        # each of the preempted goes to the front of the queue, before those preempted earlier
+        ring = state.queue.shape[2]
+        back = (order >= 0) & begins[:, None]
+        spot = (old.replica.head[:, None] - 1 - order) % ring
+        ids = old.slots[:, ID]
+        queue_index = (item.lane[:, None], item.r[:, None], spot)
+        state = replace(
+            item.leave(state, gone, begins),
+            queue=write(state.queue, queue_index, ids, back),
+            preemptions=state.preemptions.at[
+                item.lane[:, None], jnp.where(back, ids, state.preemptions.shape[1])
+            ].add(1, mode="drop"),
+        )
+        ahead = (batch.replica.head[:, None] + jnp.arange(WINDOW, dtype=jnp.int32)) % ring
+        ids = read(state.queue, (at[:, None], item.r[:, None], ahead))
+        heads = Heads(
+            ids,
+            requests.facts[at[:, None], ids],
+            requests.deaths[at[:, None], ids],
+            read(state.record, (at[:, None], ids)),
+            requests.grace[at],
+        )
+        batch, dropped, forming, over, head_death = jax.vmap(scan)(
+            item.limits, batch, forming, heads, now, cancel
+        )
+        row, next_death = jax.vmap(refresh)(item.limits, batch)
+        state = item.store(item.leave(state, dropped, item.on), batch._replace(replica=row))
+        cancelled = jnp.sum(gone.leaves & begins[:, None] & ~back, axis=1, dtype=jnp.int32)
+        cancelled += jnp.sum(dropped.leaves & item.on[:, None], axis=1, dtype=jnp.int32)
+        deaths = jnp.stack([next_death, head_death], axis=1)
+        state = replace(
+            state,
+            next_death=state.next_death.at[item.lane, item.r].set(deaths, mode="drop"),
+            left=state.left.at[item.lane].add(cancelled, mode="drop"),
+        )
+        # a step that turns out empty leaves the turn to the next replica
+        empty = (row.decoding == 0) & (row.step_prefill == 0)
+        stage = jnp.where(over, jnp.where(empty, FORM, LAUNCH), SCAN)
+        return item.set_stage(state, stage, forming)
+
+    def _arrive(
+        self, clusters: Cluster, table: Int32[Array, "D K"], requests: Requests, state: State,
+        event: _Event, turn: Int32[Array, ""],
+    ) -> State:  # fmt: skip
+        """Route the next request (rules 4 to 6), in some of the clusters."""
+        count = state.now.shape[0]
+        lane = choose(event.arrival, self._share_of(count), turn)
+        on, at = lane < count, jnp.minimum(lane, count - 1)
+        index = jnp.minimum(state.next_request[at], requests.arrival.shape[1] - 1)
+        request = asking(requests, at, index)
+        cluster, view = jax.tree.map(lambda leaf: leaf[at], (clusters, state))
+
+        def decide(cluster: Cluster, view: State, request: Asking) -> tuple[Array, Any, Counted]:
+            observation, counted = observe(cluster, view, request, table, self.stale)
+            action, after = self.policy.decide(view.policy, observation)
+            return jnp.asarray(action, jnp.int32), after, counted
+
+        action, after, counted = jax.vmap(decide)(cluster, view, request)
+        sent = on & (action != SHED)
+        r = jnp.maximum(action, 0)
+        row = rows_of(read(state.ledger, (at, r)))
+        code = jax.vmap(verdict)(cluster, request, row.waiting, r, action)
+        placed, refused = on & (code == 0), on & (code != 0)
+
+        ring = state.queue.shape[2]
+        prefill = request.facts[:, F_PROMPT] - request.facts[:, F_CACHED]
+        most = request.facts[:, F_MAX]
+        heads = placed & (row.waiting == 0)
+        new_row = row._replace(
+            waiting=row.waiting + 1,
+            prefill_tokens=row.prefill_tokens + prefill,
+            decode_tokens=row.decode_tokens + most,
+        )
+        zero, minus = jnp.zeros_like(view.now), -jnp.ones_like(view.now)
+        record = jnp.stack([view.now, minus, code.astype(jnp.int64), zero], axis=1)
+        known = state.known
+        if self.stale:
+            more = [jnp.zeros_like(prefill)] * len(SIGNALS)
+            more[_WAITING], more[_PREFILL], more[_DECODE] = jnp.ones_like(prefill), prefill, most
+            target = jnp.where(sent, r, clusters.replica_device.shape[1])
+            known = known.at[lane, :, target].add(jnp.stack(more, axis=1), mode="drop")
+        head_death = jnp.min(request.deaths, axis=1)
+        state = replace(
+            state,
+            policy=jax.tree.map(
+                lambda old, new: old.at[lane].set(new, mode="drop"), state.policy, after
+            ),
+            window=state.window.at[lane].set(counted.window, mode="drop"),
+            window_arrivals=state.window_arrivals.at[lane].set(
+                counted.window_arrivals, mode="drop"
+            ),
+            previous_arrivals=state.previous_arrivals.at[lane].set(
+                counted.previous_arrivals, mode="drop"
+            ),
+            last_arrival=state.last_arrival.at[lane].set(counted.last_arrival, mode="drop"),
+            known=known,
+            ledger=write(state.ledger, (lane, r), jnp.stack(new_row, axis=-1), placed),
+            queue=write(state.queue, (lane, r, (row.head + row.waiting) % ring), index, placed),
+            next_death=state.next_death.at[
+                lane, jnp.where(heads, r, state.next_death.shape[1]), 1
+            ].set(head_death, mode="drop"),
+            record=write(state.record, (lane, index), record, refused),
+            replica=write(state.replica, (lane, index), r, sent),
+            left=state.left.at[lane].add(refused.astype(jnp.int32), mode="drop"),
+            next_request=state.next_request.at[lane].add(1, mode="drop"),
+        )
+        device_index = cluster.replica_device[jnp.arange(r.shape[0]), r]
+        replicas = table[device_index]
+        place = Site(
+            replicas,
+            rows_of(read(state.ledger, (at[:, None], replicas))),
+            read(state.next_death, (at[:, None], replicas)),
+        )
+        device = Device(*jnp.moveaxis(read(state.devices, (at, device_index)), -1, 0))
+        device = jax.vmap(interrupt)(cluster, place, device, view.now)
+        devices = write(state.devices, (lane, device_index), jnp.stack(device, axis=-1), placed)
+        return replace(state, devices=devices)
+
+    def _share(self, site: Sites) -> int:
+        return self._share_of(site.lanes.shape[0])
+
+    def _share_of(self, count: int) -> int:
+        """Clusters of a batch of `count` that are worked on at a time, where it is costly."""
+        return max(1, round(count * self.share))
 
     def settle(self, cluster: Cluster, state: State, table: Int32[Array, "D K"]) -> State:
         """Write down how far the requests inside came, at the end of a run with a horizon."""

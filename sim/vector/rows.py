@@ -1,7 +1,7 @@
-"""Reading and writing rows of the large tables.
+"""Reading and writing rows of the large tables of a batch of clusters.
 
-Writes happen where a flag holds: an index that is to stay untouched is sent out of bounds, and
-the write is dropped. A select over the whole table would cost far more.
+Writes happen where a flag holds: the index of a row that is to stay is sent out of bounds, and
+the write is dropped. A select over a whole table would cost far more.
 """
 
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int32
 from sim.vector.state import Replica
 
 
-def read(values: Array, index: Int32[Array, "..."] | tuple[Array, ...]) -> Array:
+def read(values: Array, index: tuple[Array, ...]) -> Array:
     """A part of a large array, taken before anything is written to it.
 
     Without the barrier XLA may read it after a write, and then copies the whole array first.
@@ -20,9 +20,15 @@ def read(values: Array, index: Int32[Array, "..."] | tuple[Array, ...]) -> Array
     return part
 
 
-def write(values: Array, index: Int32[Array, "..."], new: Array, on: Bool[Array, "..."]) -> Array:
+def write(values: Array, index: tuple[Array, ...], new: Array, on: Bool[Array, "..."]) -> Array:
     """The array with `new` at `index`, where `on`."""
-    return values.at[jnp.where(on, index, values.shape[0])].set(new, mode="drop")
+    last = jnp.where(on, index[-1], values.shape[len(index) - 1])
+    return values.at[(*index[:-1], last)].set(new, mode="drop")
+
+
+def rows_of(table: Int32[Array, "... F"]) -> Replica:
+    """The columns of rows of the ledger."""
+    return Replica(*jnp.moveaxis(table, -1, 0))
 
 
 def total(values: Array) -> Int32[Array, ""]:
@@ -35,12 +41,19 @@ def running_total(values: Array) -> Int32[Array, " n"]:
     return jnp.cumsum(values, dtype=jnp.int32)
 
 
-def pick(columns: Replica, k: Int32[Array, ""]) -> Replica:
+def pick(columns: Replica, k: Array) -> Replica:
     """The row of position k."""
     return Replica(*(column[k] for column in columns))
 
 
-def put(columns: Replica, k: Int32[Array, ""], row: Replica, on: Bool[Array, ""]) -> Replica:
-    """The columns with `row` at position k, where `on`."""
-    here = (jnp.arange(columns.head.shape[0]) == k) & on
-    return Replica(*(jnp.where(here, new, old) for new, old in zip(row, columns, strict=True)))
+def choose(wanting: Bool[Array, " C"], size: int, turn: Array) -> Int32[Array, " P"]:
+    """Up to `size` of the clusters that want something, the first ones moving on with `turn`.
+
+    C where there are fewer.
+    """
+    count = wanting.shape[0]
+    if size >= count:
+        return jnp.where(wanting, jnp.arange(count), count)
+    shift = (turn % count).astype(jnp.int32)
+    chosen = jnp.nonzero(jnp.roll(wanting, -shift), size=size, fill_value=-1)[0]
+    return jnp.where(chosen >= 0, (chosen + shift) % count, count)

@@ -21,9 +21,9 @@ from sim.types import Bounds, Cluster, Workload
 
 LARGEST = int(np.iinfo(np.int32).max)
 
-# Rows of the integer table of a replica's slots, [len(SLOT), B].
-SLOT = ("id", "left", "end", "order", "prompt", "most", "emit", "blocks")
-ID, LEFT, END, ORDER, PROMPT, MOST, EMIT, BLOCKS = range(len(SLOT))
+# Rows of the integer table of a replica's slots, [SLOT, B].
+SLOT = 9
+ID, LEFT, END, ORDER, PROMPT, MOST, EMIT, BLOCKS, CACHED = range(SLOT)
 # Rows of its table of times, [len(TIME), B].
 DEATH, LAST_DEATH, FIRST_TOKEN = range(3)
 # Columns of the table of requests' facts, [N, 4], and of their deaths, [N, 2].
@@ -93,16 +93,20 @@ class Device(NamedTuple):
     """A row of the table of devices."""
 
     busy_until: Int64[Array, "*d"]  # end of what runs, or when it forms a step; NEVER if idle
-    forming: Int64[Array, "*d"]  # 1 if it forms a step at busy_until
-    scanning: Int64[Array, "*d"]  # 1 if it has begun to: the scan of the queue goes on
+    stage: Int64[Array, "*d"]  # what happens at busy_until, see below
     started: Int64[Array, "*d"]  # start of what runs
     steps: Int64[Array, "*d"]  # decode steps that run, in turns; 1 if it is a step with chunks
     active: Int64[Array, "*d"]  # bit k: the replica at position k takes those turns
     first: Int64[Array, "*d"]  # the position that began
     next_turn: Int64[Array, "*d"]  # the position to try first
-    chosen: Int64[Array, "*d"]  # whose queue is scanned
+    chosen: Int64[Array, "*d"]  # the position whose rows are worked on
     budget: Int64[Array, "*d"]  # what the scan has left; −1 if it admits nobody
     pairs: Int64[Array, "*d"]  # of the step that forms
+
+
+# Stages of a device: what runs ends; what ended emits its tokens; a step is to be formed; the scan
+# of a long queue goes on; the step that was formed is to be started.
+RUN, ENDED, FORM, SCAN, LAUNCH = range(5)
 
 
 @register_dataclass
@@ -116,10 +120,10 @@ class State:
     stopped: Bool[Array, ""]  # the horizon was reached
     n_steps: Int64[Array, ""]
 
-    devices: Int64[Array, "D 11"]  # rows are Device
+    devices: Int64[Array, "D 10"]  # rows are Device
     ledger: Int32[Array, "R 13"]  # rows are Replica
     next_death: Int64[Array, "R 2"]  # earliest death of the running, death of the queue's head
-    slots: Int32[Array, "R 8 B"]
+    slots: Int32[Array, "R 9 B"]
     times: Int64[Array, "R 3 B"]
     queue: Int32[Array, "R Q"]
 
@@ -184,7 +188,7 @@ def initial_state(
     scales = len(WINDOW_BITS)
     devices = jnp.zeros((n_devices, len(Device._fields)), jnp.int64)
     ledger = jnp.zeros((n_replicas, len(Replica._fields)), jnp.int32)
-    table = jnp.zeros((n_replicas, len(SLOT), slots), jnp.int32)
+    table = jnp.zeros((n_replicas, SLOT, slots), jnp.int32)
     record = jnp.zeros((n_requests, RECORD), jnp.int64)
     return State(
         now=jnp.int64(0),

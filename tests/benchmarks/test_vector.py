@@ -16,7 +16,7 @@ import pytest
 
 from agent.baselines import Uniform
 from sim.ticks import NEVER
-from sim.types import Bounds, truncate
+from sim.types import Bounds
 from sim.vector.engine import engine_for, replicas_of_devices
 from sim.vector.state import to_requests
 from tests.benchmarks.systems import system
@@ -27,7 +27,9 @@ SIZES = [int(size) for size in os.environ.get("VECTOR_CLUSTERS", "32,256").split
 
 def measure(benchmark: Any, load: float, clusters: int) -> None:
     cluster, drawn, limits = system(4, load, 6000)
-    workload = truncate(drawn, np.arange(len(drawn)) < REQUESTS)
+    arrays = ("arrival_ticks", "task", "prompt_tokens", "output_tokens", "max_tokens",
+              "cached_tokens", "priority")  # fmt: skip
+    workload = replace(drawn, **{name: getattr(drawn, name)[:REQUESTS] for name in arrays})
     bounds = Bounds(
         limits.e2e_ticks[:REQUESTS], limits.ttft_ticks[:REQUESTS], limits.tpot_ticks[:REQUESTS],
         limits.grace_ticks,

@@ -120,7 +120,8 @@ def played(shape: str, stale: bool) -> list[tuple[Case, Result, Result]]:
     """Every case of a shape, as the reference and as the JAX engine play it."""
     cases = [draw_case(SHAPES[shape], stale, seed) for seed in range(CASES)]
     largest = make_cluster(SHAPES[shape], max_batch=5, max_queue=8, signal_period_s=float(stale))
-    engine = engine_for(largest, Any1())
+    share = 0.4 if shape == "shared" else 1.0
+    engine = replace(engine_for(largest, Any1()), share=share)
     requests = [to_requests(c.workload, c.bounds, c.seed, REQUESTS) for c in cases]
     table = jnp.asarray(replicas_of_devices(largest))
     horizons = [NEVER if c.horizon_s is None else to_ticks(c.horizon_s) for c in cases]

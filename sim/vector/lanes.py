@@ -1,0 +1,111 @@
+"""The device at hand in each cluster of a batch, and the replicas whose slots are worked on.
+
+Work on slots is costly and few clusters need it at any event, so it is done for a list of items,
+each of them a replica of one of the clusters. C clusters, P items.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
+
+from sim.types import Cluster
+from sim.vector.batch import Batch, Forming, Leavers, Limits
+from sim.vector.device import Site
+from sim.vector.rows import read, rows_of, write
+from sim.vector.state import Device, State
+
+Tree = TypeVar("Tree")
+
+
+class Sites(NamedTuple):
+    """The device at hand in each of C clusters."""
+
+    clusters: Cluster
+    table: Int32[Array, "D K"]
+    lanes: Int32[Array, " C"]
+    device_index: Int32[Array, " C"]
+
+    def device(self, state: State) -> Device:
+        """Its row."""
+        return Device(*jnp.moveaxis(read(state.devices, (self.lanes, self.device_index)), -1, 0))
+
+    def set_device(self, state: State, device: Device, on: Bool[Array, " C"]) -> State:
+        """The state with its row changed, where `on`."""
+        row = jnp.stack(device, axis=-1)
+        return replace(
+            state, devices=write(state.devices, (self.lanes, self.device_index), row, on)
+        )
+
+    def where(self, state: State) -> Site:
+        """Its replicas."""
+        replicas = self.table[self.device_index]
+        at = (self.lanes[:, None], replicas)
+        return Site(replicas, rows_of(read(state.ledger, at)), read(state.next_death, at))
+
+    def item(self, state: State, device: Device, lane: Int32[Array, " P"]) -> "Items":
+        """The chosen replica of the device, in the clusters `lane`."""
+        at = jnp.minimum(lane, self.lanes.shape[0] - 1)
+        row = cast(Device, jax.tree.map(lambda column: column[at], device))
+        index = self.device_index[at]
+        r = self.table[index, row.chosen]
+        clusters = self.clusters
+        limits = Limits(
+            clusters.max_batch[at, r], clusters.token_budget[at, r], clusters.block_tokens[at, r],
+            clusters.kv_blocks[at, r], clusters.reserve[at, r],
+        )  # fmt: skip
+        batch = Batch(
+            rows_of(read(state.ledger, (at, r))),
+            read(state.slots, (at, r)),
+            read(state.times, (at, r)),
+        )
+        return Items(lane, at, lane < self.lanes.shape[0], index, row, r, limits, batch)
+
+
+class Items(NamedTuple):
+    """P replicas whose slots are worked on; `lane` is out of bounds where there is none."""
+
+    lane: Int32[Array, " P"]
+    at: Int32[Array, " P"]  # as `lane`, within bounds
+    on: Bool[Array, " P"]
+    device_index: Int32[Array, " P"]
+    device: Device
+    r: Int32[Array, " P"]
+    limits: Limits
+    batch: Batch
+
+    def store(self, state: State, batch: Batch) -> State:
+        """The state with the rows of the items' replicas changed."""
+        at = (self.lane, self.r)
+        return replace(
+            state,
+            ledger=state.ledger.at[at].set(jnp.stack(batch.replica, axis=-1), mode="drop"),
+            slots=state.slots.at[at].set(batch.slots, mode="drop"),
+            times=state.times.at[at].set(batch.times, mode="drop"),
+        )
+
+    def leave(self, state: State, leavers: Leavers, on: Bool[Array, " P"]) -> State:
+        """The state with the records of those who leave a batch or a queue."""
+        index = (self.lane[:, None], leavers.ids)
+        leaves = leavers.leaves & on[:, None]
+        return replace(state, record=write(state.record, index, leavers.records, leaves))
+
+    def set_stage(self, state: State, stage: Array, forming: Forming | None = None) -> State:
+        """The state with the items' devices in another stage."""
+        device = self.device._replace(stage=stage.astype(jnp.int64))
+        if forming is not None:
+            device = device._replace(budget=forming.budget.astype(jnp.int64), pairs=forming.pairs)
+        row = jnp.stack(device, axis=-1)
+        devices = state.devices.at[self.lane, self.device_index].set(row, mode="drop")
+        return replace(state, devices=devices)
+
+
+def where(on: Bool[Array, " P"], new: Tree, old: Tree) -> Tree:
+    """`new` where `on`, else `old`, over the leading axis of trees."""
+
+    def one(a: Array, b: Array) -> Array:
+        return jnp.where(on.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+
+    return cast(Tree, jax.tree.map(one, new, old))
