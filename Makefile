@@ -1,10 +1,11 @@
 # The only things that a machine needs beforehand are make and Python ≥ 3.11 with venv and pip.
 PYTHON ?= python3
+EXTRAS ?= test
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INSTALLED := $(VENV)/installed
-INSTALLED_TEST := $(VENV)/installed-test
+INSTALLED_TEST := $(VENV)/installed-$(EXTRAS)
 
 OUT ?= outputs/gpu
 VECTOR_CLUSTERS ?= 1024,16384
@@ -15,7 +16,7 @@ VECTOR_CLUSTERS ?= 1024,16384
 run: $(INSTALLED)  ## compare the policies on a quick experiment and report
 	$(BIN)/python -m agent.evaluate experiment=quick
 
-test: lint  ## everything that must hold: lint, types, tests
+test: lint  ## everything that must hold: lint, types, tests (EXTRAS=test,live: with the engine)
 	$(BIN)/python -m pytest -n auto --dist loadfile --ignore=tests/benchmarks
 
 lint: $(INSTALLED_TEST)  ## style and types only
@@ -51,5 +52,5 @@ $(INSTALLED): pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(INSTALLED_TEST): pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[$(EXTRAS)]'
 	@touch $@ $(INSTALLED)

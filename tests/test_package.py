@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter that has the built wheel, and this one's packages for its dependencies."""
+    """A fresh interpreter into which the built wheel was installed, with what it says it needs."""
     base = tmp_path_factory.mktemp("package")
     shutil.copytree(ROOT, base / "source", ignore=LEFT_OUT)
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(base), "source"]
@@ -27,11 +26,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(base / "venv", with_pip=True)
     interpreter = base / "venv" / "bin" / "python"
     (wheel,) = base.glob("*.whl")
-    install = [interpreter, "-m", "pip", "install", "--no-deps", "--no-index", wheel]
+    install = [interpreter, "-m", "pip", "install", "-c", ROOT / "constraints.txt", wheel]
     subprocess.run(install, check=True)
-    site = sysconfig.get_path("purelib", vars={"base": str(base / "venv")})
-    # Hydra finds its launchers as packages on the path, which a .pth line adds to
-    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return interpreter
 
 
