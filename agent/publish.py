@@ -49,7 +49,8 @@ def _benchmarks(published: Published) -> str:
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     lines = [f"| benchmark | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, row in rows.items():
-        lines.append(f"| {name} | {' | '.join(f'{row[key]:,}' for key in columns)} |")
+        cells = [f"{row[key]:,}" if key in row else "" for key in columns]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     origin = published["provenance"]
     return "\n".join([*lines, "", f"`{origin['command']}` · {origin['machine']}"])
 
