@@ -9,6 +9,9 @@ import os
 import platform
 from pathlib import Path
 
+# JAX runs one program on one core: as many CPU devices as cores, before it is imported.
+os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={os.cpu_count()}")
+
 from rich.console import Console
 from rich.table import Table
 

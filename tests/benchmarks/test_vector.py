@@ -2,7 +2,7 @@
 
 The default cluster and workload under a random policy, as for the SimPy engine; every cluster of
 a batch plays the same requests with other random bits. Compilation is left out. `VECTOR_CLUSTERS`
-names the batch sizes, for a GPU.
+names the batch sizes, for a GPU; each is to be a multiple of the number of devices.
 """
 
 import os
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, PartitionSpec
 
 from agent.baselines import Uniform
 from sim.ticks import NEVER
@@ -22,7 +23,7 @@ from sim.vector.state import to_requests
 from tests.benchmarks.systems import system
 
 REQUESTS = 300
-SIZES = [int(size) for size in os.environ.get("VECTOR_CLUSTERS", "32,256").split(",")]
+SIZES = [int(size) for size in os.environ.get("VECTOR_CLUSTERS", "64,512").split(",")]
 
 
 def measure(benchmark: Any, load: float, clusters: int) -> None:
@@ -43,10 +44,17 @@ def measure(benchmark: Any, load: float, clusters: int) -> None:
     )
     requests = replace(requests, random_bits=bits)
 
-    @jax.jit
-    def run(batch: Any, requests: Any) -> Any:
+    # the batch is split over the devices that JAX has: on a CPU, as many as cores
+    devices = len(jax.devices())
+
+    def part(batch: Any, requests: Any) -> Any:
         states = jax.vmap(engine.start)(batch, requests)
-        return engine.play(batch, requests, table, states, jnp.full(clusters, NEVER)).n_steps
+        horizons = jnp.full(clusters // devices, NEVER)
+        return engine.play(batch, requests, table, states, horizons).n_steps
+
+    each = PartitionSpec("clusters")
+    mesh = jax.make_mesh((devices,), ("clusters",), axis_types=(AxisType.Auto,))
+    run = jax.jit(jax.shard_map(part, mesh=mesh, in_specs=each, out_specs=each, check_vma=False))
 
     steps = benchmark.pedantic(lambda: np.asarray(run(batch, requests)), rounds=3, warmup_rounds=1)
     wall_s = benchmark.stats.stats.min
