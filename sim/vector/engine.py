@@ -1,7 +1,8 @@
-"""The way into the JAX engine: build it once for a shape, then play workloads through it.
+"""The JAX engine itself: batches of clusters of one shape, played to their ends.
 
-One iteration of the engine is one event: a device lets a step take effect and forms the next, a
-snapshot is taken, or a request is routed. The order of events at one instant is rule 2's.
+In an iteration each cluster advances by at most one event: a device lets a step take effect and
+forms the next, a snapshot is taken, or a request is routed. The order of events at one instant is
+rule 2's. What is costly is done for lists of the clusters that need it (`sim.vector.lanes`).
 """
 
 from dataclasses import dataclass, replace
@@ -12,14 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32, Int64
 
-from sim.config import ConfigError
 from sim.policy import SHED, Policy
 from sim.router import SIGNALS
-from sim.ticks import NEVER, to_ticks
-from sim.types import Bounds, Cluster, Result, Workload
+from sim.ticks import NEVER
+from sim.types import Cluster
 from sim.vector.arrival import Asking, Counted, asking, observe, signals, steps_passed, verdict
 from sim.vector.batch import (
-    LONGEST,
     WINDOW,
     Forming,
     Heads,
@@ -44,8 +43,6 @@ from sim.vector.state import (
     ID,
     LAUNCH,
     LEFT,
-    LEFT_AT,
-    OUTCOME,
     RUN,
     SCAN,
     Device,
@@ -53,7 +50,6 @@ from sim.vector.state import (
     Requests,
     State,
     initial_state,
-    to_requests,
 )
 
 _WAITING, _PREFILL, _DECODE = (SIGNALS.index(s) for s in SIGNALS[2:5])
@@ -85,7 +81,7 @@ class _Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Engine:
-    """A policy in a cluster of a given shape; its methods are pure and made to be vmapped.
+    """A policy in a cluster of a given shape; its methods are pure; arguments are batches.
 
     Clusters of one batch share what is static here and differ in every array: step times, limits,
     qualities.
@@ -98,7 +94,7 @@ class Engine:
     share: float = 0.4  # of a batch's clusters in which costly work is done in one iteration
 
     def start(self, cluster: Cluster, requests: Requests) -> State:
-        """An empty cluster at time 0."""
+        """One empty cluster at time 0; vmap it over a batch."""
         size = requests.arrival.shape[-1]
         return initial_state(cluster, size, self.slots, self.ring, self.policy.init(cluster))
 
@@ -391,67 +387,3 @@ class Engine:
         record = state.record.at[index, EMITTED].set(emitted, mode="drop")
         record = record.at[index, FIRST_AT].set(state.times[:, FIRST_TOKEN], mode="drop")
         return replace(state, record=record, n_steps=state.n_steps + jnp.sum(steps))
-
-
-def engine_for(cluster: Cluster, policy: Policy) -> Engine:
-    """An engine that fits this cluster and every smaller one.
-
-    Raises:
-        ConfigError: if the cluster's scheduler or context is beyond this engine.
-    """
-    if cluster.scheduler != "vllm":
-        raise ConfigError("cluster.scheduler", cluster.scheduler, "the JAX engine has vllm alone")
-    longest = int(cluster.max_context.max())
-    if longest > LONGEST:
-        raise ConfigError("cluster.max_context", longest, f"the JAX engine goes to {LONGEST}")
-    ring = int((cluster.max_queue.astype(np.int64) + cluster.max_batch).max())
-    return Engine(policy, int(cluster.max_batch.max()), ring, cluster.signal_period_ticks > 0)
-
-
-def to_result(workload: Workload, cluster: Cluster, bounds: Bounds, state: State) -> Result:
-    """The result of a run that has been settled, as the SimPy engine gives it."""
-    count = len(workload)
-    record = np.asarray(state.record)[:count]
-    return Result(
-        workload=workload,
-        cluster=cluster,
-        bounds=bounds,
-        outcome=record[:, OUTCOME].astype(np.int32),
-        replica=np.asarray(state.replica)[:count],
-        first_token_ticks=record[:, FIRST_AT],
-        leave_ticks=record[:, LEFT_AT],
-        emitted_tokens=record[:, EMITTED].astype(np.int32),
-        preemptions=np.asarray(state.preemptions)[:count],
-        end_ticks=int(state.now),
-        n_steps=int(state.n_steps),
-        decision_s=np.zeros(count),
-    )
-
-
-def simulate(
-    cluster: Cluster,
-    workload: Workload,
-    bounds: Bounds,
-    policy: Policy,
-    *,
-    seed: int = 0,
-    horizon_s: float | None = None,
-) -> Result:
-    """Play one workload as `sim.cluster.simulate` does, to the same result."""
-    engine = engine_for(cluster, policy)
-    requests = to_requests(workload, bounds, seed)
-    table = jnp.asarray(replicas_of_devices(cluster))
-    horizon = NEVER if horizon_s is None else to_ticks(horizon_s)
-    batch = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf)[None],
-        (cluster, requests, horizon),
-    )
-
-    @jax.jit
-    def run(clusters: Cluster, requests: Requests, horizons: Array) -> State:
-        states = jax.vmap(engine.start)(clusters, requests)
-        ends = engine.play(clusters, requests, table, states, horizons)
-        return jax.vmap(engine.settle, in_axes=(0, 0, None))(clusters, ends, table)
-
-    end_state = jax.tree.map(lambda leaf: leaf[0], run(*batch))
-    return to_result(workload, cluster, bounds, end_state)

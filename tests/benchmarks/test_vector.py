@@ -18,7 +18,8 @@ from jax.sharding import AxisType, PartitionSpec
 from agent.baselines import Uniform
 from sim.ticks import NEVER
 from sim.types import Bounds
-from sim.vector.engine import engine_for, replicas_of_devices
+from sim.vector.engine import replicas_of_devices
+from sim.vector.simulate import engine_for
 from sim.vector.state import to_requests
 from tests.benchmarks.systems import system
 

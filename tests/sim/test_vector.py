@@ -19,7 +19,8 @@ from sim import cluster as reference
 from sim.config import ConfigError
 from sim.ticks import NEVER, to_ticks
 from sim.types import Bounds, Cluster, Outcome, Result, Workload
-from sim.vector.engine import engine_for, replicas_of_devices, to_result
+from sim.vector.engine import replicas_of_devices
+from sim.vector.simulate import engine_for, to_result
 from sim.vector.state import to_requests
 from tests.systems import make_bounds, make_cluster, make_workload
 

@@ -1,0 +1,78 @@
+"""One workload through the JAX engine, and its state as a result that people can use."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from sim.config import ConfigError
+from sim.policy import Policy
+from sim.ticks import NEVER, to_ticks
+from sim.types import Bounds, Cluster, Result, Workload
+from sim.vector.batch import LONGEST
+from sim.vector.engine import Engine, replicas_of_devices
+from sim.vector.state import EMITTED, FIRST_AT, LEFT_AT, OUTCOME, Requests, State, to_requests
+
+
+def engine_for(cluster: Cluster, policy: Policy) -> Engine:
+    """An engine that fits this cluster and every smaller one.
+
+    Raises:
+        ConfigError: if the cluster's scheduler or context is beyond this engine.
+    """
+    if cluster.scheduler != "vllm":
+        raise ConfigError("cluster.scheduler", cluster.scheduler, "the JAX engine has vllm alone")
+    longest = int(cluster.max_context.max())
+    if longest > LONGEST:
+        raise ConfigError("cluster.max_context", longest, f"the JAX engine goes to {LONGEST}")
+    ring = int((cluster.max_queue.astype(np.int64) + cluster.max_batch).max())
+    return Engine(policy, int(cluster.max_batch.max()), ring, cluster.signal_period_ticks > 0)
+
+
+def to_result(workload: Workload, cluster: Cluster, bounds: Bounds, state: State) -> Result:
+    """The result of a run that has been settled, as the SimPy engine gives it."""
+    count = len(workload)
+    record = np.asarray(state.record)[:count]
+    return Result(
+        workload=workload,
+        cluster=cluster,
+        bounds=bounds,
+        outcome=record[:, OUTCOME].astype(np.int32),
+        replica=np.asarray(state.replica)[:count],
+        first_token_ticks=record[:, FIRST_AT],
+        leave_ticks=record[:, LEFT_AT],
+        emitted_tokens=record[:, EMITTED].astype(np.int32),
+        preemptions=np.asarray(state.preemptions)[:count],
+        end_ticks=int(state.now),
+        n_steps=int(state.n_steps),
+        decision_s=np.zeros(count),
+    )
+
+
+def simulate(
+    cluster: Cluster,
+    workload: Workload,
+    bounds: Bounds,
+    policy: Policy,
+    *,
+    seed: int = 0,
+    horizon_s: float | None = None,
+) -> Result:
+    """Play one workload as `sim.cluster.simulate` does, to the same result."""
+    engine = engine_for(cluster, policy)
+    requests = to_requests(workload, bounds, seed)
+    table = jnp.asarray(replicas_of_devices(cluster))
+    horizon = NEVER if horizon_s is None else to_ticks(horizon_s)
+    batch = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf)[None],
+        (cluster, requests, horizon),
+    )
+
+    @jax.jit
+    def run(clusters: Cluster, requests: Requests, horizons: Array) -> State:
+        states = jax.vmap(engine.start)(clusters, requests)
+        ends = engine.play(clusters, requests, table, states, horizons)
+        return jax.vmap(engine.settle, in_axes=(0, 0, None))(clusters, ends, table)
+
+    end_state = jax.tree.map(lambda leaf: leaf[0], run(*batch))
+    return to_result(workload, cluster, bounds, end_state)
