@@ -115,7 +115,7 @@ class Engine:
 
     def done(self, requests: Requests, state: State) -> Bool[Array, "..."]:
         """Whether every request has left, or the horizon is reached."""
-        ended: Bool[Array, ...] = (state.left == requests.count) | state.stopped
+        ended: Bool[Array, "*c"] = (state.left == requests.count) | state.stopped
         return ended
 
     def iterate(
@@ -199,7 +199,7 @@ class Engine:
         """Requests finish and prompts that are computed emit a token, in some of the clusters."""
         device = site.device(state)
         wanting = event.end & (device.stage == ENDED)
-        item = site.item(state, device, choose(wanting, self._share(site), turn))
+        item = site.item(state, device, choose(wanting, self._share(site.lanes.shape[0]), turn))
         batch, finished = jax.vmap(emit)(requests.grace[item.at], item.batch, state.now[item.at])
         row, next_death = jax.vmap(refresh)(item.limits, batch)
         state = item.store(state, batch._replace(replica=row))
@@ -230,7 +230,7 @@ class Engine:
         on = event.form & (device.stage >= FORM)
         device, looks = jax.vmap(prepare)(site.clusters, place, device, now, on)
         state = site.set_device(state, device, on)
-        item = site.item(state, device, choose(looks, self._share(site), turn))
+        item = site.item(state, device, choose(looks, self._share(site.lanes.shape[0]), turn))
         state = self._look(
             item, requests, state, jnp.asarray(site.clusters.cancel_expired)[item.at]
         )
@@ -296,7 +296,7 @@ class Engine:
     ) -> State:  # fmt: skip
         """Route the next request (rules 4 to 6), in some of the clusters."""
         count = state.now.shape[0]
-        lane = choose(event.arrival, self._share_of(count), turn)
+        lane = choose(event.arrival, self._share(count), turn)
         on, at = lane < count, jnp.minimum(lane, count - 1)
         index = jnp.minimum(state.next_request[at], requests.arrival.shape[1] - 1)
         request = asking(requests, at, index)
@@ -368,10 +368,7 @@ class Engine:
         devices = write(state.devices, (lane, device_index), jnp.stack(device, axis=-1), placed)
         return replace(state, devices=devices)
 
-    def _share(self, site: Sites) -> int:
-        return self._share_of(site.lanes.shape[0])
-
-    def _share_of(self, count: int) -> int:
+    def _share(self, count: int) -> int:
         """Clusters of a batch of `count` that are worked on at a time, where it is costly."""
         return max(1, round(count * self.share))
 
