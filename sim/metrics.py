@@ -108,7 +108,7 @@ def windows(result: Result, spec: UtilitySpec, window_s: float = 10.0) -> Window
     return Windows(
         window_s=window_s,
         arrivals=np.bincount(window, minlength=n_windows),
-        earned=total(utility(spec, result)),
+        earned=total(utility(result, spec.miss_penalty)),
         peak=total(peak_utility(result.cluster, workload)),
         on_time_by_model=np.bincount(
             window[answered] * n_models + model, minlength=n_windows * n_models
@@ -176,7 +176,7 @@ def alone_utility(
     for replica in range(cluster.n_replicas):
         if cluster.alive[replica]:
             alone = alone_result(cluster, workload, bounds, replica)
-            best = np.maximum(best, utility(spec, alone))
+            best = np.maximum(best, utility(alone, spec.miss_penalty))
     return best
 
 

@@ -1,7 +1,7 @@
 """The one protocol of everything that routes: baselines, learned routers, the live gateway."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -12,6 +12,7 @@ from sim.observation import Array, Observation
 from sim.types import Cluster
 
 State = Any  # a pytree of arrays, as the policy likes it
+Notes = Any  # a pytree of arrays, or None
 
 SHED = -1  # the action that refuses a request at the router; any other is a replica
 
@@ -42,6 +43,16 @@ class Policy(Protocol):
 
     def decide(self, state: State, observation: Observation) -> tuple[Int[Array, ""], State]:
         """The action for the observed request, an int32 scalar, and the next state."""
+
+
+@runtime_checkable
+class NotingPolicy(Policy, Protocol):
+    """A policy whose decisions the JAX engine writes down, for a learner to read."""
+
+    n_notes: int  # rows that are kept
+
+    def note(self, state: State) -> tuple[Int[Array, ""], Notes]:
+        """The row that belongs to the latest decision, and its place; dropped if ≥ `n_notes`."""
 
 
 def make_policy(config: Mapping[str, object], key: str = "policy") -> Policy:

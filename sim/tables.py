@@ -38,7 +38,7 @@ def request_table(result: Result, spec: UtilitySpec) -> pa.Table:
             "emitted_tokens": result.emitted_tokens,
             "preemptions": result.preemptions,
             "timeliness": timeliness(result),
-            "utility": pa.array(utility(spec, result), from_pandas=True),
+            "utility": pa.array(utility(result, spec.miss_penalty), from_pandas=True),
             "decision_us": result.decision_s * 1e6,
         }
     )

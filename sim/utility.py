@@ -1,6 +1,6 @@
 """What an answer is worth: quality, discounted by how late it was (rules 16 and 17)."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from sim.config import ConfigError, Spec
 from sim.ticks import MAX_S, NEVER, array_to_ticks, to_ticks
 from sim.types import Bounds, Outcome, Result, Workload
+
+
+Array = Any  # NumPy's of a run that is over, JAX's of one that is traced
 
 
 class BoundSpec(Spec):
@@ -67,41 +70,44 @@ def bounds_of(spec: UtilitySpec, workload: Workload) -> Bounds:
     )
 
 
-def timeliness(result: Result) -> Float64[np.ndarray, " N"]:
-    """The smallest f of each request, in [0, 1]: 1 if no bound was missed, 0 if not finished."""
+def timeliness(result: Result) -> Float64[Array, " N"]:
+    """The smallest f of each request, in [0, 1]: 1 if no bound was missed, 0 if not finished.
+
+    In the array namespace of the result, as all that follows.
+    """
     bounds, arrival = result.bounds, result.workload.arrival_ticks
+    xp = result.outcome.__array_namespace__()
     finished = result.outcome == Outcome.FINISHED
     e2e = result.leave_ticks - arrival
     ttft = result.first_token_ticks - arrival
     decode = result.leave_ticks - result.first_token_ticks
-    later_tokens = result.workload.output_tokens - 1
-    factor = np.ones(len(arrival))
+    later_tokens = xp.maximum(result.workload.output_tokens - 1, 1)
+    factor = xp.where(finished, 1.0, 0.0)
     for value, bound, count in (
         (e2e, bounds.e2e_ticks, 1),
         (ttft, bounds.ttft_ticks, 1),
-        (decode, bounds.tpot_ticks, np.maximum(later_tokens, 1)),
+        (decode, bounds.tpot_ticks, later_tokens),
     ):
         bounded = finished & (bound != NEVER)
-        allowed = np.where(bounded, bound, 0) * count
-        lateness = np.where(bounded, np.maximum(value - allowed, 0), 0) / count
-        if bounds.grace_ticks:
-            factor = np.minimum(factor, np.maximum(0.0, 1 - lateness / bounds.grace_ticks))
-        else:
-            factor = np.where(lateness > 0, 0.0, factor)
-    return np.where(finished, factor, 0.0)
+        allowed = xp.where(bounded, bound, 0) * count
+        lateness = xp.where(bounded, xp.maximum(value - allowed, 0), 0) / count
+        soft = xp.maximum(0.0, 1 - lateness / xp.maximum(bounds.grace_ticks, 1))
+        hard = xp.where(lateness > 0, 0.0, 1.0)
+        factor = xp.minimum(factor, xp.where(bounds.grace_ticks > 0, soft, hard))
+    return factor
 
 
-def on_time(result: Result) -> Bool[np.ndarray, " N"]:
+def on_time(result: Result) -> Bool[Array, " N"]:
     """Whether each request was answered with no bound missed."""
-    met: Bool[np.ndarray, " N"] = timeliness(result) == 1.0
+    met: Bool[Array, " N"] = timeliness(result) == 1.0
     return met
 
 
-def utility(spec: UtilitySpec, result: Result) -> Float64[np.ndarray, " N"]:
+def utility(result: Result, miss_penalty: float) -> Float64[Array, " N"]:
     """Utility of each request; NaN for those still inside when the run ended."""
+    xp = result.outcome.__array_namespace__()
     factor = timeliness(result)
-    model = result.cluster.replica_model[np.maximum(result.replica, 0)]
+    model = result.cluster.replica_model[xp.maximum(result.replica, 0)]
     quality = result.cluster.quality[model, result.workload.task]
-    worth = np.where(factor > 0, quality * factor, spec.miss_penalty)
-    worth[result.outcome == Outcome.INSIDE] = np.nan
-    return worth
+    worth = xp.where(factor > 0, quality * factor, miss_penalty)
+    return xp.where(result.outcome == Outcome.INSIDE, xp.nan, worth)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32, Int64
 
-from sim.policy import SHED, Policy
+from sim.policy import SHED, Notes, NotingPolicy, Policy
+from sim.policy import State as PolicyState
 from sim.router import SIGNALS
 from sim.ticks import NEVER
 from sim.types import Cluster
@@ -29,7 +30,7 @@ from sim.vector.batch import (
 )
 from sim.vector.device import Site, end, interrupt, launch, prepare
 from sim.vector.lanes import Items, Sites, where
-from sim.vector.rows import choose, read, rows_of, write
+from sim.vector.rows import choose, in_any, read, rows_of, write
 from sim.vector.state import (
     EMIT,
     EMITTED,
@@ -96,7 +97,10 @@ class Engine:
     def start(self, cluster: Cluster, requests: Requests) -> State:
         """One empty cluster at time 0; vmap it over a batch."""
         size = requests.arrival.shape[-1]
-        return initial_state(cluster, size, self.slots, self.ring, self.policy.init(cluster))
+        policy = self.policy.init(cluster)
+        return initial_state(
+            cluster, size, self.slots, self.ring, policy, self._blank_notes(policy)
+        )
 
     def play(
         self, clusters: Cluster, requests: Requests, table: Int32[Array, "D K"], states: State,
@@ -105,7 +109,8 @@ class Engine:
         """Advance a batch of clusters to their ends; every argument but the table has its axis."""
 
         def more(carry: tuple[Array, State]) -> Bool[Array, ""]:
-            return ~jnp.all(self.done(requests, carry[1]))
+            going: Bool[Array, ""] = in_any(~jnp.all(self.done(requests, carry[1])))
+            return going
 
         def step(carry: tuple[Array, State]) -> tuple[Array, State]:
             turn, state = carry
@@ -345,6 +350,7 @@ class Engine:
                 counted.previous_arrivals, mode="drop"
             ),
             last_arrival=state.last_arrival.at[lane].set(counted.last_arrival, mode="drop"),
+            notes=self._note(state.notes, lane, after),
             known=known,
             ledger=write(state.ledger, (lane, r), jnp.stack(new_row, axis=-1), placed),
             queue=write(state.queue, (lane, r, (row.head + row.waiting) % ring), index, placed),
@@ -367,6 +373,21 @@ class Engine:
         device = jax.vmap(interrupt)(cluster, place, device, view.now)
         devices = write(state.devices, (lane, device_index), jnp.stack(device, axis=-1), placed)
         return replace(state, devices=devices)
+
+    def _blank_notes(self, policy: PolicyState) -> Notes:
+        """Room for what the policy writes down of its decisions in one cluster."""
+        if not isinstance(self.policy, NotingPolicy):
+            return None
+        _, row = jax.eval_shape(self.policy.note, policy)
+        size = self.policy.n_notes
+        return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), row)
+
+    def _note(self, notes: Notes, lane: Int32[Array, " P"], after: PolicyState) -> Notes:
+        """The notes with those of the decisions just taken in the clusters `lane`."""
+        if not isinstance(self.policy, NotingPolicy):
+            return None
+        index, row = jax.vmap(self.policy.note)(after)
+        return jax.tree.map(lambda old, new: old.at[lane, index].set(new, mode="drop"), notes, row)
 
     def _share(self, count: int) -> int:
         """Clusters of a batch of `count` that are worked on at a time, where it is costly."""

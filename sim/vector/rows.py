@@ -57,3 +57,19 @@ def choose(wanting: Bool[Array, " C"], size: int, turn: Array) -> Int32[Array, "
     shift = (turn % count).astype(jnp.int32)
     chosen = jnp.nonzero(jnp.roll(wanting, -shift), size=size, fill_value=-1)[0]
     return jnp.where(chosen >= 0, (chosen + shift) % count, count)
+
+
+@jax.custom_batching.custom_vmap
+def in_any(flag: Bool[Array, ""]) -> Bool[Array, ""]:
+    """The flag; under vmap, one for the whole batch: whether it holds in any member.
+
+    A loop that goes on while it holds is then one loop for the batch. Its body must leave alone
+    what has ended: without this, vmap copies the whole carry in every iteration to see to that.
+    """
+    return flag
+
+
+@in_any.def_vmap
+def _in_any(size: int, batched: list[bool], flag: Bool[Array, " size"]) -> tuple[Array, bool]:
+    del size, batched
+    return in_any(jnp.any(flag)), False

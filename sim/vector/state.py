@@ -14,6 +14,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.observation import WINDOW_BITS
+from sim.policy import Notes
 from sim.policy import State as PolicyState
 from sim.router import draw_random_bits
 from sim.ticks import NEVER
@@ -134,6 +135,7 @@ class State:
 
     # the router
     policy: PolicyState
+    notes: Notes  # what a policy that keeps notes wrote down of its decisions
     window: Int64[Array, " S"]
     window_arrivals: Int64[Array, "S T"]
     previous_arrivals: Int64[Array, "S T"]
@@ -181,8 +183,8 @@ def to_requests(workload: Workload, bounds: Bounds, seed: int, size: int | None 
 
 
 def initial_state(
-    cluster: Cluster, n_requests: int, slots: int, ring: int, policy: PolicyState
-) -> State:  # fmt: skip
+    cluster: Cluster, n_requests: int, slots: int, ring: int, policy: PolicyState, notes: Notes
+) -> State:
     """An empty cluster at time 0."""
     n_replicas, n_devices, n_tasks = cluster.n_replicas, cluster.n_devices, len(cluster.tasks)
     scales = len(WINDOW_BITS)
@@ -206,6 +208,7 @@ def initial_state(
         preemptions=jnp.zeros(n_requests, jnp.int32),
         replica=jnp.full(n_requests, -1, jnp.int32),
         policy=policy,
+        notes=notes,
         window=jnp.full(scales, -1, jnp.int64),
         window_arrivals=jnp.zeros((scales, n_tasks), jnp.int64),
         previous_arrivals=jnp.zeros((scales, n_tasks), jnp.int64),
