@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-import numpy as np
 from jaxtyping import Float64
 from pydantic import Field
 
 from sim.config import Spec
+from sim.observation import Array
 
 
 class RewardSpec(Spec):
@@ -17,10 +17,9 @@ class RewardSpec(Spec):
 
 
 def reward(
-    spec: RewardSpec,
-    utility: Float64[np.ndarray, " N"],
-    best_quality: Float64[np.ndarray, " N"],
-) -> Float64[np.ndarray, " N"]:
+    spec: RewardSpec, utility: Float64[Array, " N"], best_quality: Float64[Array, " N"]
+) -> Float64[Array, " N"]:
     """Reward of each request from its utility and the best model's quality on its task."""
-    earned = np.where(utility > 0, utility, spec.miss_penalty)
+    xp = utility.__array_namespace__()
+    earned = xp.where(utility > 0, utility, spec.miss_penalty)
     return earned if spec.kind == "utility" else earned - best_quality

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxtyping import Bool, Float, Int
 
-from sim.ticks import TICKS_PER_S
+from sim.ticks import NEVER, TICKS_PER_S
 from sim.types import PAIR_SHIFT, Cluster
 
 WINDOW_BITS = (38, 40, 42, 44)  # arrivals are counted over windows of 2^bits ticks
@@ -197,3 +197,36 @@ def fits_alone(
     else:
         blocks = -(-need // cluster.block_tokens)
     return (need <= cluster.max_context) & (blocks <= cluster.kv_blocks)
+
+
+def idle(cluster: Cluster, xp: ModuleType) -> Observation:
+    """The observation of a first request at an idle cluster: what shapes and types there are."""
+    nothing = xp.zeros(cluster.n_replicas, dtype=xp.int64)
+    n_tasks = len(cluster.tasks)
+    counts = xp.zeros((len(WINDOW_BITS), n_tasks), dtype=xp.int64)
+    zero, one, never = xp.int64(0), xp.int64(1), xp.int64(NEVER)
+    return Observation(
+        cluster=cluster,
+        now_ticks=zero,
+        task=zero,
+        prompt_tokens=one,
+        max_tokens=one,
+        e2e_slack_ticks=never,
+        ttft_slack_ticks=never,
+        tpot_ticks=never,
+        grace_ticks=zero,
+        random_bits=zero,
+        running=nothing,
+        decoding=nothing,
+        waiting=nothing,
+        prefill_tokens=nothing,
+        decode_tokens=nothing,
+        kv_tokens=nothing,
+        kv_blocks_used=nothing,
+        mask=xp.ones(cluster.n_replicas, dtype=bool),
+        window_arrivals=counts,
+        previous_arrivals=counts,
+        since_arrival_ticks=zero,
+        finished_requests=xp.zeros(n_tasks, dtype=xp.int64),
+        finished_tokens=xp.zeros(n_tasks, dtype=xp.int64),
+    )

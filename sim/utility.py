@@ -10,7 +10,6 @@ from sim.config import ConfigError, Spec
 from sim.ticks import MAX_S, NEVER, array_to_ticks, to_ticks
 from sim.types import Bounds, Outcome, Result, Workload
 
-
 Array = Any  # NumPy's of a run that is over, JAX's of one that is traced
 
 

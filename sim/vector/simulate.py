@@ -1,5 +1,7 @@
 """One workload through the JAX engine, and its state as a result that people can use."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,42 @@ def to_result(workload: Workload, cluster: Cluster, bounds: Bounds, state: State
         end_ticks=int(state.now),
         n_steps=int(state.n_steps),
         decision_s=np.zeros(count),
+    )
+
+
+def traced_result(requests: Requests, cluster: Cluster, state: State) -> Result:
+    """The result of a run of one cluster that has drained, as JAX arrays that may be traced.
+
+    N is the size of the requests' table; beyond their count nothing is meant.
+    """
+    # the nouns are declared as NumPy's, which those of most runs are
+    given: Any = requests
+    ended: Any = state
+    prompt, output, most, cached = given.facts.T
+    record = ended.record
+    return Result(
+        workload=Workload(
+            tasks=cluster.tasks,
+            arrival_ticks=given.arrival,
+            task=given.task,
+            prompt_tokens=prompt,
+            output_tokens=output,
+            max_tokens=most,
+            cached_tokens=cached,
+            priority=given.facts[:, 0] * 0,
+            duration_ticks=NEVER,
+        ),
+        cluster=jax.tree.map(jnp.asarray, cluster),
+        bounds=Bounds(given.e2e, given.ttft, given.tpot, given.grace),
+        outcome=record[:, OUTCOME],
+        replica=ended.replica,
+        first_token_ticks=record[:, FIRST_AT],
+        leave_ticks=record[:, LEFT_AT],
+        emitted_tokens=record[:, EMITTED],
+        preemptions=ended.preemptions,
+        end_ticks=ended.now,
+        n_steps=ended.n_steps,
+        decision_s=given.arrival * 0.0,
     )
 
 

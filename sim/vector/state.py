@@ -4,7 +4,7 @@ R replicas, D devices, K the most replicas of a device, B the most slots of a ba
 a queue, N requests, T tasks, S time scales.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.observation import WINDOW_BITS
+from sim.observation import Array as ArrayLike
 from sim.policy import Notes
 from sim.policy import State as PolicyState
 from sim.router import draw_random_bits
@@ -161,24 +162,45 @@ def to_requests(workload: Workload, bounds: Bounds, seed: int, size: int | None 
         width = [(0, size - count)] + [(0, 0)] * (values.ndim - 1)
         return jnp.asarray(np.pad(values, width, constant_values=fill))
 
-    def death(bound: np.ndarray) -> np.ndarray:
-        bounded = bound != NEVER
-        sum_ticks = workload.arrival_ticks + np.where(bounded, bound, 0) + bounds.grace_ticks
-        return np.where(bounded, sum_ticks, NEVER)
-
     facts = [workload.prompt_tokens, workload.output_tokens, workload.max_tokens,
              workload.cached_tokens]  # fmt: skip
     return Requests(
         arrival=pad(workload.arrival_ticks, NEVER),
         task=pad(workload.task),
         facts=pad(np.stack(facts, axis=1), 1),
-        deaths=pad(np.stack([death(bounds.ttft_ticks), death(bounds.e2e_ticks)], axis=1), NEVER),
+        deaths=pad(
+            _deaths(
+                workload.arrival_ticks, bounds.ttft_ticks, bounds.e2e_ticks, bounds.grace_ticks
+            ),
+            NEVER,
+        ),
         e2e=pad(bounds.e2e_ticks),
         ttft=pad(bounds.ttft_ticks),
         tpot=pad(bounds.tpot_ticks),
         random_bits=pad(draw_random_bits(seed, count).astype(np.int64)),
         grace=jnp.int64(bounds.grace_ticks),
         count=jnp.int32(count),
+    )
+
+
+def moved(requests: Requests, arrival: Int64[Array, " N"]) -> Requests:
+    """The same requests at other times of arrival, non-decreasing and NEVER beyond the count."""
+    there = jnp.arange(arrival.shape[0]) < requests.count
+    deaths = _deaths(arrival, requests.ttft, requests.e2e, requests.grace)
+    return replace(requests, arrival=arrival, deaths=jnp.where(there[:, None], deaths, NEVER))
+
+
+def _deaths(
+    arrival: Int64[ArrayLike, " N"],
+    ttft: Int64[ArrayLike, " N"],
+    e2e: Int64[ArrayLike, " N"],
+    grace: Int64[ArrayLike, ""] | int,
+) -> ArrayLike:
+    """From when on a request is worth nothing: without a first, without a last token (rule 17)."""
+    xp = arrival.__array_namespace__()
+    both = xp.stack([ttft, e2e], axis=1)
+    return xp.where(
+        both == NEVER, NEVER, xp.where(both == NEVER, 0, both) + arrival[:, None] + grace
     )
 
 

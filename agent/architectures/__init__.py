@@ -1,0 +1,7 @@
+"""Learned routers but for their weights: what each sees, chooses, and how it carries it out."""
+
+from agent.architectures.architecture import Architecture
+from agent.architectures.paper import Paper
+from agent.architectures.plans import Plans
+
+__all__ = ["Architecture", "Paper", "Plans"]

@@ -1,0 +1,44 @@
+"""What a learned router sees, among what it chooses, and how a choice is carried out.
+
+A choice is made for one request, or is held for a while and rules route the requests in between.
+Whatever carries it out is pure and uses the array namespace of the observation.
+"""
+
+from typing import Any, Protocol
+
+import flax.linen as nn
+from jaxtyping import Bool, Float32, Int
+
+from sim.observation import Array, Observation
+from sim.types import Cluster
+
+Features = Any  # a pytree of float32 arrays, as the network likes it
+Params = Any  # the network's weights, a pytree of arrays
+
+
+class Architecture(Protocol):
+    """A learned router but for its weights. A choices."""
+
+    name: str
+    hold_s: float  # how long a choice is held; 0: for one request
+
+    def n_choices(self, cluster: Cluster) -> int:
+        """A, the number of choices in this cluster."""
+
+    def network(self, models: tuple[str, ...]) -> nn.Module:
+        """From features to the value of each choice, float32 [A]."""
+
+    def features(self, held: Int[Array, ""], observation: Observation) -> Features:
+        """What the network is shown; `held` is the choice in force, 0 at the start."""
+
+    def allowed(self, observation: Observation) -> Bool[Array, " A"]:
+        """The choices that can be carried out; one at least is."""
+
+    def act(self, choice: Int[Array, ""], observation: Observation) -> Int[Array, ""]:
+        """The replica that the observed request goes to under a choice, or SHED."""
+
+
+def log_scaled(values: Float32[Array, "*n"], observation: Observation) -> Float32[Array, "*n"]:
+    """Counts and rates on a scale of about one: log(1 + x)/8."""
+    xp = observation.xp
+    return xp.log1p(xp.asarray(values, dtype=xp.float32)) / xp.float32(8)

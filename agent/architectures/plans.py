@@ -1,0 +1,130 @@
+"""A router that chooses among service plans, held for a while; rules route inside a plan."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, Self
+
+import flax.linen as nn
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int, Int32
+from pydantic import Field, model_validator
+
+from agent.architectures.architecture import log_scaled
+from agent.architectures.network import Mlp
+from agent.baselines.rule import least
+from sim.config import ConfigError, Spec, check
+from sim.observation import Array, Observation
+from sim.policy import SHED
+from sim.ticks import MAX_S
+from sim.types import Cluster
+
+
+class PlanSpec(Spec):
+    """Which part of the devices serves which model, and who is given the larger ones."""
+
+    shares: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1)  # small to large
+    price: float = Field(default=0.0, ge=0)  # least gain in quality over the smallest one served
+    cap: int = Field(default=64, ge=1)  # requests inside a replica beyond which it is passed over
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not any(self.shares):
+            raise ValueError("one of shares must be > 0")
+        return self
+
+
+class PlansSpec(Spec):
+    """Settings of the architecture."""
+
+    plans: tuple[PlanSpec, ...] = Field(min_length=2)
+    hold_s: float = Field(gt=0, le=MAX_S)
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+
+
+class Plans:
+    """Chooses a service plan and holds it; inside, the best model that is in time is taken.
+
+    Each device serves one model of a plan: the first devices the largest, the last the smallest.
+    A request goes to the most accurate model whose replica is within the plan's cap and predicted
+    to be in time; of several replicas, to the earliest predicted finish. If there is none, it
+    goes to the earliest predicted finish of the smallest model that the plan serves.
+    """
+
+    name = "plans"
+
+    def __init__(
+        self, plans: Sequence[Mapping[str, Any]], hold_s: float, widths: Sequence[int]
+    ) -> None:
+        """Settings as of `PlansSpec`."""
+        spec = check(PlansSpec, {"plans": plans, "hold_s": hold_s, "widths": widths}, "agent")
+        self.hold_s = spec.hold_s
+        self._plans, self._widths = spec.plans, spec.widths
+
+    def n_choices(self, cluster: Cluster) -> int:
+        """One for each plan."""
+        return len(self._plans)
+
+    def network(self, models: tuple[str, ...]) -> nn.Module:
+        """A perceptron."""
+        return Mlp(self._widths, len(self._plans))
+
+    def features(self, held: Int[Array, ""], observation: Observation) -> Float32[Array, " F"]:
+        """Per device: arrival rates at all time scales, load by model; task mix and plan held."""
+        xp, cluster = observation.xp, observation.cluster
+        rates_rps = observation.arrival_rate_rps
+        total_rps = xp.sum(rates_rps, axis=1)
+        mix = rates_rps[2] / xp.maximum(total_rps[2], 1e-6)
+        of_model = cluster.replica_model == xp.arange(len(cluster.models))[:, None]
+        running = xp.sum(xp.where(of_model, observation.running, 0), axis=1)
+        waiting = xp.sum(xp.where(of_model, observation.waiting, 0), axis=1)
+        counts = xp.concatenate([total_rps, running, waiting]) / cluster.n_devices
+        plans = xp.arange(len(self._plans)) == held
+        parts = [log_scaled(counts, observation), mix, plans]
+        return xp.concatenate([xp.asarray(part, dtype=xp.float32) for part in parts])
+
+    def allowed(self, observation: Observation) -> Bool[Array, " A"]:
+        """All plans."""
+        return observation.xp.ones(len(self._plans), dtype=bool)
+
+    def act(self, choice: Int[Array, ""], observation: Observation) -> Int[Array, ""]:
+        """See the class."""
+        xp, cluster = observation.xp, observation.cluster
+        model, price, cap = (
+            xp.asarray(column)[choice]
+            for column in _table(self._plans, cluster.n_devices, len(cluster.models))
+        )
+        served = model[cluster.replica_device] == cluster.replica_model
+        smallest = cluster.replica_model == xp.min(model)
+        quality, base = observation.quality, cluster.quality[xp.min(model), observation.task]
+        worth = (quality - base >= price) | smallest
+        takes = served & observation.mask
+        good = takes & worth & (observation.inside < cap) & observation.predicted_on_time
+        best = xp.max(xp.where(good, quality, -1.0))
+        finish = observation.predicted_finish_ticks
+        tiers = (good & (quality == best), takes & smallest, takes, observation.mask)
+        action = xp.asarray(SHED)
+        for tier in reversed(tiers):
+            action = xp.where(xp.any(tier), least(observation, finish, tier), action)
+        return action
+
+
+@cache
+def _table(
+    plans: tuple[PlanSpec, ...], n_devices: int, n_models: int
+) -> tuple[Int32[np.ndarray, "P D"], Float64[np.ndarray, " P"], Int32[np.ndarray, " P"]]:
+    """The model that each device serves in each plan, the prices and the caps.
+
+    Raises:
+        ConfigError: if a plan has not a share for each model.
+    """
+    served = []
+    for number, plan in enumerate(plans):
+        if len(plan.shares) != n_models:
+            raise ConfigError(
+                f"plans[{number}].shares", list(plan.shares), f"one for each of {n_models} models"
+            )
+        until = np.rint(np.cumsum(plan.shares[::-1]) / sum(plan.shares) * n_devices)
+        rank = np.searchsorted(until, np.arange(n_devices), side="right")
+        served.append(n_models - 1 - rank)
+    prices, caps = [plan.price for plan in plans], [plan.cap for plan in plans]
+    return np.array(served, np.int32), np.array(prices), np.array(caps, np.int32)

@@ -1,0 +1,143 @@
+"""The training loop of Double DQN: collect, remember, learn, again."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float32, Int32
+from pydantic import Field
+
+from agent.dqn import replay as memory
+from agent.dqn.environment import Environment, Metrics, Params, Transitions
+from agent.dqn.replay import Replay
+from agent.dqn.targets import double_q_error
+from sim.config import Spec
+
+
+class DqnSpec(Spec):
+    """Settings of the learner; the method is that of arXiv 1509.06461 with a moving average."""
+
+    iterations: int = Field(ge=1)  # of collecting and learning
+    updates: int = Field(ge=1)  # gradient steps in each
+    batch_size: int = Field(ge=1)
+    capacity: int = Field(ge=1)  # transitions remembered
+    learning_rate: float = Field(gt=0)  # at the start; falls to a tenth along a cosine
+    gradient_norm: float = Field(gt=0)  # beyond it gradients are clipped
+    target_rate: float = Field(gt=0, le=1)  # of the target network's moving average, per update
+    epsilon: float = Field(ge=0, le=1)  # exploration at the start
+    epsilon_end: float = Field(ge=0, le=1)  # and from `epsilon_share` of the iterations on
+    epsilon_share: float = Field(gt=0, le=1)
+
+
+class Learner(NamedTuple):
+    """Everything that changes while a router learns."""
+
+    iteration: Int32[Array, ""]
+    key: Array
+    params: Params
+    target: Params
+    optimiser: optax.OptState
+    replay: Replay
+    diverged: Bool[Array, ""]  # weights became infinite or NaN; `params` are those before
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A learner of one environment; its methods are pure."""
+
+    environment: Environment
+    network: nn.Module
+    spec: DqnSpec
+
+    def start(self, key: Array) -> Learner:
+        """A learner that knows nothing; the key is consumed."""
+        key, weights_key = jax.random.split(key)
+        blank = self.environment.blank()
+        params = self.network.init(weights_key, blank.features)
+        return Learner(
+            iteration=jnp.int32(0),
+            key=key,
+            params=params,
+            target=params,
+            optimiser=self._optimiser.init(params),
+            replay=memory.empty(blank, self.spec.capacity),
+            diverged=jnp.bool_(False),
+        )
+
+    def train(self, key: Array) -> tuple[Learner, Metrics]:
+        """All iterations from nothing; metrics have an axis of iterations. The key is consumed."""
+        return jax.lax.scan(
+            lambda learner, _: self.iterate(learner), self.start(key), None, self.spec.iterations
+        )
+
+    def iterate(self, learner: Learner) -> tuple[Learner, Metrics]:
+        """Collect with the present weights, then learn from what is remembered."""
+        key, collect_key, learn_key = jax.random.split(learner.key, 3)
+        epsilon = self._epsilon(learner.iteration)
+        new, there, played = self.environment.collect(collect_key, learner.params, epsilon)
+        replay = memory.add(learner.replay, new, there)
+        update_keys = jax.random.split(learn_key, self.spec.updates)
+        weights = (learner.params, learner.target, learner.optimiser)
+        weights, losses = jax.lax.scan(partial(self._update, replay), weights, update_keys)
+        leaves = jax.tree.leaves((weights[0], weights[1]))
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+        going = finite & ~learner.diverged
+        old = (learner.params, learner.target, learner.optimiser)
+        params, target, optimiser = jax.tree.map(partial(jnp.where, going), weights, old)
+        metrics = {name: jnp.mean(values) for name, values in losses.items()}
+        metrics |= {"epsilon": epsilon, "remembered": replay.count, **played}
+        learnt = Learner(
+            learner.iteration + 1, key, params, target, optimiser, replay, ~going
+        )  # fmt: skip
+        return learnt, {name: jnp.float32(value) for name, value in metrics.items()}
+
+    def _epsilon(self, iteration: Int32[Array, ""]) -> Float32[Array, ""]:
+        spec = self.spec
+        steps = max(round(spec.epsilon_share * spec.iterations), 1)
+        schedule = optax.linear_schedule(spec.epsilon, spec.epsilon_end, steps)
+        return jnp.float32(schedule(iteration))
+
+    @property
+    def _optimiser(self) -> optax.GradientTransformation:
+        spec = self.spec
+        steps = spec.iterations * spec.updates
+        rate = optax.cosine_decay_schedule(spec.learning_rate, steps, alpha=0.1)
+        return optax.chain(optax.clip_by_global_norm(spec.gradient_norm), optax.adam(rate))
+
+    def _update(
+        self, replay: Replay, weights: tuple[Params, Params, optax.OptState], key: Array
+    ) -> tuple[tuple[Params, Params, optax.OptState], Metrics]:
+        """One gradient step on a batch from the replay; the key is consumed."""
+        params, target, state = weights
+        batch = memory.sample(key, replay, self.spec.batch_size)
+        (loss, metrics), gradient = jax.value_and_grad(self._loss, has_aux=True)(
+            params, target, batch
+        )
+        change, state = self._optimiser.update(gradient, state, params)
+        params = optax.apply_updates(params, change)
+        target = optax.incremental_update(params, target, self.spec.target_rate)
+        metrics |= {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+        return (params, target, state), metrics
+
+    def _loss(
+        self, params: Params, target: Params, batch: Transitions
+    ) -> tuple[Float32[Array, ""], Metrics]:
+        """Huber loss of the errors of a batch."""
+        values = jax.vmap(self.network.apply, in_axes=(None, 0))
+        q_tm1 = values(params, batch.features)
+        error = jax.vmap(double_q_error)(
+            q_tm1,
+            batch.choice,
+            batch.reward,
+            batch.discount,
+            values(target, batch.next_features),
+            values(params, batch.next_features),
+            batch.next_allowed,
+        )  # fmt: skip
+        # the selector and the valuer get no gradient: only q_tm1 is to move
+        metrics = {"value": jnp.mean(q_tm1), "error": jnp.mean(jnp.abs(error))}
+        return jnp.mean(optax.losses.huber_loss(error)), metrics

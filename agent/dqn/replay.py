@@ -1,0 +1,45 @@
+"""Memory of past transitions, on the device: a ring that is sampled uniformly."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int32
+
+from agent.dqn.environment import Transitions
+
+
+class Replay(NamedTuple):
+    """The latest transitions, at most as many as there is room for."""
+
+    rows: Transitions  # leading axis: capacity
+    count: Int32[Array, ""]  # rows that are filled
+    head: Int32[Array, ""]  # where the next one goes
+
+
+def empty(blank: Transitions, capacity: int) -> Replay:
+    """Room for `capacity` transitions like `blank`."""
+    rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), blank)
+    return Replay(rows, jnp.int32(0), jnp.int32(0))
+
+
+def add(replay: Replay, new: Transitions, there: Bool[Array, " B"]) -> Replay:
+    """The replay with the transitions that are `there` in place of the oldest.
+
+    Of more than there is room for, the last are kept.
+    """
+    capacity = replay.rows.choice.shape[0]
+    place = jnp.cumsum(there, dtype=jnp.int32) - 1
+    total = place[-1] + 1
+    kept = there & (place >= total - capacity)
+    target = jnp.where(kept, (replay.head + place) % capacity, capacity)
+    rows = jax.tree.map(lambda old, row: old.at[target].set(row, mode="drop"), replay.rows, new)
+    count = jnp.minimum(replay.count + total, capacity)
+    return Replay(rows, count, (replay.head + total) % capacity)
+
+
+def sample(key: Array, replay: Replay, size: int) -> Transitions:
+    """`size` transitions, drawn uniformly with replacement; the key is consumed."""
+    index = jax.random.randint(key, (size,), 0, jnp.maximum(replay.count, 1))
+    drawn: Transitions = jax.tree.map(lambda leaf: leaf[index], replay.rows)
+    return drawn

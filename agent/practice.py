@@ -1,0 +1,215 @@
+"""Practice: many clusters at once under a router that learns, as an environment to learn from.
+
+A pool of workloads is drawn beforehand, by the code that draws those of evaluations. Each round
+of practice plays some of them, stretched in time and with fresh random bits, from an empty
+cluster to the last answer. C clusters, N requests each, E decisions, P workloads in the pool.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Bool, Float32, Float64
+from pydantic import Field, model_validator
+
+from agent.architectures import Architecture
+from agent.architectures.architecture import Params
+from agent.credit import CreditSpec, credited
+from agent.dqn.environment import Metrics, Transitions
+from agent.dqn.targets import n_step
+from agent.learned import Explorer, Learned
+from agent.reward import RewardSpec, reward
+from sim.config import Spec
+from sim.observation import idle
+from sim.policy import Policy
+from sim.ticks import NEVER, TICKS_PER_S
+from sim.types import Bounds, Cluster, Outcome, Workload
+from sim.utility import UtilitySpec, bounds_of, utility
+from sim.vector.engine import replicas_of_devices
+from sim.vector.simulate import engine_for, traced_result
+from sim.vector.state import Requests, State, moved, to_requests
+
+Weights = Any  # whatever a policy is built from: a pytree of arrays
+
+
+class PracticeSpec(Spec):
+    """How a router practises, and what it is told of it."""
+
+    clusters: int = Field(ge=1)  # played side by side in a round
+    requests: int = Field(ge=1)  # in each
+    decisions: int = Field(ge=2)  # noted in each
+    stretch: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]  # of time
+    explore_per: Literal["decision", "second"]  # what the learner's epsilon is a chance per
+    credit: CreditSpec
+    reward: RewardSpec
+    discount: float = Field(ge=0, lt=1)  # from one decision to the next
+    steps: int = Field(ge=1)  # decisions until values are taken from the network
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.stretch[0] > self.stretch[1]:
+            raise ValueError("stretch must go from the least to the most")
+        return self
+
+
+def to_pool(
+    workloads: Sequence[Workload], utility_spec: UtilitySpec, n_requests: int
+) -> Requests:  # fmt: skip
+    """The first `n_requests` of each workload, as arrays with a leading axis P."""
+    pool = []
+    for workload in workloads:
+        bounds = bounds_of(utility_spec, workload)
+        keep = slice(n_requests)
+        columns = (
+            "arrival_ticks", "task", "prompt_tokens", "output_tokens", "max_tokens",
+            "cached_tokens", "priority",
+        )  # fmt: skip
+        first = replace(workload, **{name: getattr(workload, name)[keep] for name in columns})
+        limits = Bounds(
+            bounds.e2e_ticks[keep], bounds.ttft_ticks[keep], bounds.tpot_ticks[keep],
+            bounds.grace_ticks,
+        )  # fmt: skip
+        pool.append(to_requests(first, limits, 0, n_requests))
+    stacked: Requests = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool)
+    return stacked
+
+
+def play(
+    cluster: Cluster, build: Callable[[Weights], Policy], weights: Weights, requests: Requests
+) -> State:
+    """Play requests [C, N] in copies of a cluster to their ends.
+
+    Every JAX device takes an equal share of the clusters, if that can be; on a CPU there may be
+    one for each core. The policy is built from `weights` on each of them.
+    """
+    table = jnp.asarray(replicas_of_devices(cluster))
+
+    def part(weights: Weights, requests: Requests) -> State:
+        engine, count = engine_for(cluster, build(weights)), requests.arrival.shape[0]
+        clusters = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (count, *jnp.shape(leaf))), cluster
+        )
+        states = jax.vmap(engine.start)(clusters, requests)
+        return engine.play(clusters, requests, table, states, jnp.full(count, NEVER))
+
+    n_devices = jax.device_count()
+    if n_devices == 1 or requests.arrival.shape[0] % n_devices:
+        return part(weights, requests)
+    mesh = jax.make_mesh((n_devices,), ("clusters",), axis_types=(AxisType.Auto,))
+    each, all_of_it = PartitionSpec("clusters"), PartitionSpec()
+    shared = jax.shard_map(
+        part, mesh=mesh, in_specs=(all_of_it, each), out_specs=each, check_vma=False
+    )
+    end: State = shared(weights, requests)
+    return end
+
+
+@dataclass(frozen=True, eq=False)
+class Practice:
+    """The environment that a router of an architecture learns in."""
+
+    architecture: Architecture
+    cluster: Cluster
+    pool: Requests  # leading axis P
+    spec: PracticeSpec
+
+    def blank(self) -> Transitions:
+        """One transition of zeros."""
+        observation = idle(self.cluster, jnp)
+        held = jnp.int32(0)
+        features = jax.tree.map(jnp.zeros_like, self.architecture.features(held, observation))
+        allowed = jnp.zeros(self.architecture.n_choices(self.cluster), bool)
+        zero = jnp.float32(0)
+        return Transitions(features, held, zero, zero, features, allowed)
+
+    def collect(
+        self, key: Array, params: Params, epsilon: Float32[Array, ""]
+    ) -> tuple[Transitions, Bool[Array, " B"], Metrics]:
+        """A round of practice; the key is consumed."""
+        spec = self.spec
+        requests = self._draw(key)
+
+        def explorer(weights: tuple[Params, Float32[Array, ""]]) -> Explorer:
+            router = Learned(self.architecture, self.cluster.models, weights[0])
+            return Explorer(router, weights[1], spec.explore_per, spec.decisions)
+
+        end = play(self.cluster, explorer, (params, epsilon), requests)
+        transitions, there, earned, peak = jax.vmap(self._transitions)(requests, end)
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (transitions, there))
+        metrics = {
+            "performance": (jnp.sum(earned) / jnp.sum(peak)).astype(jnp.float32),
+            "requests": jnp.sum(requests.count).astype(jnp.float32),
+            "decisions": jnp.sum(there).astype(jnp.float32),
+        }
+        return *flat, metrics
+
+    def assess(self, params: Params, requests: Requests) -> Float64[Array, " C"]:
+        """Performance in each of C workloads without exploration."""
+
+        def router(params: Params) -> Learned:
+            return Learned(self.architecture, self.cluster.models, params)
+
+        end = play(self.cluster, router, params, requests)
+        earned, peak = jax.vmap(self._earned)(requests, end)
+        return jnp.sum(earned, axis=1) / jnp.sum(peak, axis=1)
+
+    def _draw(self, key: Array) -> Requests:
+        """Workloads of the pool, [C, N], stretched in time; the key is consumed."""
+        spec = self.spec
+        which_key, stretch_key, bits_key = jax.random.split(key, 3)
+        size = self.pool.arrival.shape[0]
+        which = jax.random.randint(which_key, (spec.clusters,), 0, size)
+        requests: Requests = jax.tree.map(lambda leaf: leaf[which], self.pool)
+        low, high = np.log(spec.stretch)
+        factor = jnp.exp(
+            jax.random.uniform(stretch_key, (spec.clusters, 1), minval=low, maxval=high)
+        )
+        arrival = jnp.where(
+            requests.arrival == NEVER, NEVER, (requests.arrival * factor).astype(jnp.int64)
+        )
+        bits = jax.random.bits(bits_key, arrival.shape, jnp.uint64) >> 2
+        return replace(jax.vmap(moved)(requests, arrival), random_bits=bits.astype(jnp.int64))
+
+    def _earned(
+        self, requests: Requests, end: State
+    ) -> tuple[Float64[Array, " N"], Float64[Array, " N"]]:
+        """Utility of each request and the most it could have been; 0 beyond the count."""
+        there = jnp.arange(requests.arrival.shape[0]) < requests.count
+        worth = utility(traced_result(requests, self.cluster, end), 0.0)
+        best = jnp.max(jnp.asarray(self.cluster.quality), axis=0)[requests.task]
+        return jnp.where(there, worth, 0.0), jnp.where(there, best, 0.0)
+
+    def _transitions(
+        self, requests: Requests, end: State
+    ) -> tuple[Transitions, Bool[Array, " E"], Float64[Array, " N"], Float64[Array, " N"]]:
+        """The decisions of one cluster and what came of them; also what was earned, and could be."""
+        spec, notes = self.spec, end.notes
+        size = spec.decisions
+        count = jnp.minimum(end.policy.decisions, size)
+        earned, best = self._earned(requests, end)
+        reaches = requests.arrival + self.cluster.overhead_ticks
+        known = jnp.where(jnp.arange(size) < count, notes.at, NEVER)
+        there = jnp.arange(requests.arrival.shape[0]) < requests.count
+        if self.architecture.hold_s:
+            own = jnp.searchsorted(known, reaches, side="right").astype(jnp.int32) - 1
+        else:  # a decision for each request
+            own = jnp.arange(requests.arrival.shape[0], dtype=jnp.int32)
+        own = jnp.where(there, own, size)
+        result = traced_result(requests, self.cluster, end)
+        taken_in = (result.outcome == Outcome.FINISHED) | (result.outcome == Outcome.CANCELLED)
+        seconds = jnp.diff(notes.at, append=notes.at[-1:]) / TICKS_PER_S
+        rewards = credited(
+            spec.credit, notes.at, count, own, result.leave_ticks, taken_in,
+            reward(spec.reward, earned, best), notes.rate_rps * seconds,
+        )  # fmt: skip
+        last = count - 1
+        total, follows, discount = n_step(rewards, last, spec.discount, spec.steps)
+        following = jax.tree.map(lambda leaf: leaf[jnp.clip(follows, 0, size - 1)], notes)
+        transitions = Transitions(
+            notes.features, notes.choice, total, discount, following.features, following.allowed
+        )
+        return transitions, jnp.arange(size) < last, earned, best
