@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, Int64
 
 from sim.config import Spec
+from sim.ticks import NEVER
 
 
 class CreditSpec(Spec):
@@ -45,7 +46,7 @@ def credited(
     index = own
     if spec.paid == "interval":
         # what leaves at the instant of a decision was there before it (rule 2)
-        known = jnp.where(jnp.arange(size) < count, made_at, jnp.iinfo(jnp.int64).max)
+        known = jnp.where(jnp.arange(size) < count, made_at, NEVER)
         in_force = jnp.searchsorted(known, left_at, side="left").astype(jnp.int32) - 1
         index = jnp.where(taken_in & (own < size), in_force, own)
     total = jnp.zeros(size, jnp.float32).at[index].add(reward.astype(jnp.float32), mode="drop")

@@ -31,7 +31,7 @@ from sim.types import Bounds, Cluster, Outcome, Workload
 from sim.utility import UtilitySpec, bounds_of, utility
 from sim.vector.engine import replicas_of_devices
 from sim.vector.simulate import engine_for, traced_result
-from sim.vector.state import Requests, State, moved, to_requests
+from sim.vector.state import LEFT_AT, Requests, State, moved, to_requests
 
 Weights = Any  # whatever a policy is built from: a pytree of arrays
 
@@ -100,7 +100,7 @@ def play(
     if n_devices == 1 or requests.arrival.shape[0] % n_devices:
         return part(weights, requests)
     mesh = jax.make_mesh((n_devices,), ("clusters",), axis_types=(AxisType.Auto,))
-    each, all_of_it = PartitionSpec("clusters"), PartitionSpec()
+    each, all_of_it = PartitionSpec("clusters"), PartitionSpec()  # type: ignore[no-untyped-call]
     shared = jax.shard_map(
         part, mesh=mesh, in_specs=(all_of_it, each), out_specs=each, check_vma=False
     )
@@ -186,7 +186,7 @@ class Practice:
     def _transitions(
         self, requests: Requests, end: State
     ) -> tuple[Transitions, Bool[Array, " E"], Float64[Array, " N"], Float64[Array, " N"]]:
-        """The decisions of one cluster and what came of them; also what was earned, and could be."""
+        """Decisions of one cluster and what came of them; also what was earned, and could be."""
         spec, notes = self.spec, end.notes
         size = spec.decisions
         count = jnp.minimum(end.policy.decisions, size)
@@ -203,7 +203,7 @@ class Practice:
         taken_in = (result.outcome == Outcome.FINISHED) | (result.outcome == Outcome.CANCELLED)
         seconds = jnp.diff(notes.at, append=notes.at[-1:]) / TICKS_PER_S
         rewards = credited(
-            spec.credit, notes.at, count, own, result.leave_ticks, taken_in,
+            spec.credit, notes.at, count, own, end.record[:, LEFT_AT], taken_in,
             reward(spec.reward, earned, best), notes.rate_rps * seconds,
         )  # fmt: skip
         last = count - 1

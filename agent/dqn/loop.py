@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float32, Int32
 from pydantic import Field
 
 from agent.dqn import replay as memory
-from agent.dqn.environment import Environment, Metrics, Params, Transitions
+from agent.dqn.environment import Environment, Features, Metrics, Params, Transitions
 from agent.dqn.replay import Replay
 from agent.dqn.targets import double_q_error
 from sim.config import Spec
@@ -89,7 +89,7 @@ class Loop:
         old = (learner.params, learner.target, learner.optimiser)
         params, target, optimiser = jax.tree.map(partial(jnp.where, going), weights, old)
         metrics = {name: jnp.mean(values) for name, values in losses.items()}
-        metrics |= {"epsilon": epsilon, "remembered": replay.count, **played}
+        metrics |= {"epsilon": epsilon, "remembered": replay.filled, **played}
         learnt = Learner(
             learner.iteration + 1, key, params, target, optimiser, replay, ~going
         )  # fmt: skip
@@ -99,7 +99,8 @@ class Loop:
         spec = self.spec
         steps = max(round(spec.epsilon_share * spec.iterations), 1)
         schedule = optax.linear_schedule(spec.epsilon, spec.epsilon_end, steps)
-        return jnp.float32(schedule(iteration))
+        epsilon: Float32[Array, ""] = jnp.float32(schedule(iteration))
+        return epsilon
 
     @property
     def _optimiser(self) -> optax.GradientTransformation:
@@ -127,7 +128,10 @@ class Loop:
         self, params: Params, target: Params, batch: Transitions
     ) -> tuple[Float32[Array, ""], Metrics]:
         """Huber loss of the errors of a batch."""
-        values = jax.vmap(self.network.apply, in_axes=(None, 0))
+
+        def values(weights: Params, features: Features) -> Float32[Array, "B A"]:
+            return jax.vmap(partial(self.network.apply, weights))(features)  # type: ignore[return-value]
+
         q_tm1 = values(params, batch.features)
         error = jax.vmap(double_q_error)(
             q_tm1,
@@ -138,6 +142,5 @@ class Loop:
             values(params, batch.next_features),
             batch.next_allowed,
         )  # fmt: skip
-        # the selector and the valuer get no gradient: only q_tm1 is to move
         metrics = {"value": jnp.mean(q_tm1), "error": jnp.mean(jnp.abs(error))}
         return jnp.mean(optax.losses.huber_loss(error)), metrics

@@ -13,7 +13,7 @@ class Replay(NamedTuple):
     """The latest transitions, at most as many as there is room for."""
 
     rows: Transitions  # leading axis: capacity
-    count: Int32[Array, ""]  # rows that are filled
+    filled: Int32[Array, ""]
     head: Int32[Array, ""]  # where the next one goes
 
 
@@ -34,12 +34,12 @@ def add(replay: Replay, new: Transitions, there: Bool[Array, " B"]) -> Replay:
     kept = there & (place >= total - capacity)
     target = jnp.where(kept, (replay.head + place) % capacity, capacity)
     rows = jax.tree.map(lambda old, row: old.at[target].set(row, mode="drop"), replay.rows, new)
-    count = jnp.minimum(replay.count + total, capacity)
-    return Replay(rows, count, (replay.head + total) % capacity)
+    filled = jnp.minimum(replay.filled + total, capacity)
+    return Replay(rows, filled, (replay.head + total) % capacity)
 
 
 def sample(key: Array, replay: Replay, size: int) -> Transitions:
     """`size` transitions, drawn uniformly with replacement; the key is consumed."""
-    index = jax.random.randint(key, (size,), 0, jnp.maximum(replay.count, 1))
+    index = jax.random.randint(key, (size,), 0, jnp.maximum(replay.filled, 1))
     drawn: Transitions = jax.tree.map(lambda leaf: leaf[index], replay.rows)
     return drawn
