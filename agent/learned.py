@@ -29,7 +29,7 @@ class Decision(NamedTuple):
     allowed: Bool[Array, " A"]
     choice: Int32[Array, ""]
     at: Int64[Array, ""]  # ticks
-    rate_rps: Float32[Array, ""]  # estimated arrivals per second
+    rate_rps: Float32[Array, ""]  # arrivals per second, the most of what was estimated
 
 
 class Learned:
@@ -140,7 +140,7 @@ class Explorer:
             allowed,
             held.choice,
             observation.now_ticks,
-            jnp.sum(observation.arrival_rate_rps[1]).astype(jnp.float32),
+            jnp.max(jnp.sum(observation.arrival_rate_rps[1:], axis=1)).astype(jnp.float32),
         )
         action = router.architecture.act(held.choice, observation)
         return action, Trail(held, state.decisions + due, due, latest)
