@@ -24,6 +24,10 @@ def pytest_terminal_summary(terminalreporter, config):
     if session is None or not session.benchmarks:
         return
     rows = {b.name.removeprefix("test_"): dict(b.extra_info) for b in session.benchmarks}
+    for name, row in rows.items():  # in the same run, on the same machine
+        plain = rows.get(name.replace("vector_load", "load").replace("vector_network", "load"))
+        if name.startswith("vector_") and plain is not None and plain is not row:
+            row["x SimPy"] = round(row["requests/s"] / plain["requests/s"], 1)
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     table = Table("benchmark", *columns, title="best of the rounds")
     for name, row in rows.items():

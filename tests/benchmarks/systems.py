@@ -22,13 +22,15 @@ def spec() -> RunSpec:
 
 
 @cache
-def system(devices: int, load: float, requests: int) -> tuple[Cluster, Workload, Bounds]:
+def system(
+    devices: int, load: float, requests: int, max_batch: int = 64
+) -> tuple[Cluster, Workload, Bounds]:
     """The default cluster with this many devices, and requests at this share of its capacity.
 
     Capacity is what the cluster serves with requests spread over all of its replicas.
     """
     settings = spec()
-    cluster_spec = settings.cluster.model_copy(update={"devices": devices})
+    cluster_spec = settings.cluster.model_copy(update={"devices": devices, "max_batch": max_batch})
     bundle = load_bundle(cluster_spec.profile)
     cluster = build_cluster(cluster_spec, bundle, settings.tasks.names)
     context = int(cluster.max_context.min())
