@@ -12,8 +12,8 @@ from sim.ticks import NEVER
 class CreditSpec(Spec):
     """To which decision the reward of a request is credited, and what it is divided by.
 
-    `interval`: to the decision that was in force when the request left; a request that was never
-    taken in leaves at its own. `own`: to the decision that routed it.
+    `interval`: to the decision that was in force when the request left, and not to one before its
+    own; a request that was never taken in leaves at its own. `own`: to the decision that routed it.
     """
 
     paid: Literal["interval", "own"]
@@ -48,8 +48,9 @@ def credited(
         # what leaves at the instant of a decision was there before it (rule 2)
         known = jnp.where(jnp.arange(size) < count, made_at, NEVER)
         in_force = jnp.searchsorted(known, left_at, side="left").astype(jnp.int32) - 1
-        index = jnp.where(taken_in & (own < size), in_force, own)
+        # a request that is dead on arrival leaves at the instant of its own decision
+        index = jnp.where(taken_in & (own < size), jnp.maximum(in_force, own), own)
     total = jnp.zeros(size, jnp.float32).at[index].add(reward.astype(jnp.float32), mode="drop")
     if spec.per == "decision":
         return total
-    return total / jnp.maximum(expected_arrivals, 1.0)
+    return total / jnp.maximum(expected_arrivals, 1.0).astype(jnp.float32)
