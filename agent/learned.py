@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int32, Int64
+from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 
 from agent.architectures import Architecture
 from agent.architectures.architecture import Features, Params
@@ -81,6 +81,10 @@ class Learned:
             xp.where(due, observation.now_ticks + self._hold_ticks, state.until),
         )
 
+    def since_ticks(self, state: Held, observation: Observation) -> Int[Array, ""]:
+        """Time since the choice in force was made."""
+        return observation.now_ticks - state.until + self._hold_ticks
+
 
 class Trail(NamedTuple):
     """What an explorer carries from request to request."""
@@ -130,9 +134,10 @@ class Explorer:
         router = self._router
         due = observation.now_ticks >= state.held.until
         features, allowed = router.look(state.held, observation)
-        coin, draw = (observation.random_bits >> 40) & 0x3FFFFF, observation.random_bits & 0xFFFFFF
-        wanders = coin / (1 << 22) < self._chance_of(observation)
-        stray = jnp.argmax(jnp.cumsum(allowed) * (1 << 24) > draw * jnp.sum(allowed))
+        draw, chance = observation.random_bits / (1 << 32), self._chance_of(state, observation)
+        wanders = draw < chance  # and if so, draw / chance is uniform in its turn
+        share = jnp.where(wanders, draw / chance, 0.0)
+        stray = jnp.argmax(jnp.cumsum(allowed) > share * jnp.sum(allowed))
         choice = jnp.where(wanders, stray, router.best(features, allowed, observation))
         held = router.hold(state.held, observation, due, choice)
         latest = Decision(
@@ -149,7 +154,8 @@ class Explorer:
         """The latest decision, where the latest request brought one."""
         return jnp.where(state.due, state.decisions - 1, self.n_notes), state.latest
 
-    def _chance_of(self, observation: Observation) -> Float32[Array, ""]:
+    def _chance_of(self, state: Trail, observation: Observation) -> Float[Array, ""]:
         if self._per == "decision":
             return self._chance
-        return self._chance * (observation.since_arrival_ticks / TICKS_PER_S)
+        since_ticks = self._router.since_ticks(state.held, observation)
+        return jnp.minimum(self._chance * (since_ticks / TICKS_PER_S), 1.0)

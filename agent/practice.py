@@ -171,7 +171,7 @@ class Practice:
         arrival = jnp.where(
             requests.arrival == NEVER, NEVER, (requests.arrival * factor).astype(jnp.int64)
         )
-        bits = jax.random.bits(bits_key, arrival.shape, jnp.uint64) >> 2
+        bits = jax.random.bits(bits_key, arrival.shape, jnp.uint32)
         return replace(jax.vmap(moved)(requests, arrival), random_bits=bits.astype(jnp.int64))
 
     def _earned(
