@@ -116,6 +116,7 @@ class Practice:
     cluster: Cluster
     pool: Requests  # leading axis P
     spec: PracticeSpec
+    miss_penalty: float  # of the utility that performance is measured in
 
     def blank(self) -> Transitions:
         """One transition of zeros."""
@@ -179,7 +180,7 @@ class Practice:
     ) -> tuple[Float64[Array, " N"], Float64[Array, " N"]]:
         """Utility of each request and the most it could have been; 0 beyond the count."""
         there = jnp.arange(requests.arrival.shape[0]) < requests.count
-        worth = utility(traced_result(requests, self.cluster, end), 0.0)
+        worth = utility(traced_result(requests, self.cluster, end), self.miss_penalty)
         best = jnp.max(jnp.asarray(self.cluster.quality), axis=0)[requests.task]
         return jnp.where(there, worth, 0.0), jnp.where(there, best, 0.0)
 
