@@ -121,7 +121,7 @@ class Loop:
         change, state = self._optimiser.update(gradient, state, params)
         params = optax.apply_updates(params, change)
         target = optax.incremental_update(params, target, self.spec.target_rate)
-        metrics |= {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+        metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
         return (params, target, state), metrics
 
     def _loss(
