@@ -90,6 +90,7 @@ class Trail(NamedTuple):
     """What an explorer carries from request to request."""
 
     held: Held
+    stray_until: Int64[Array, ""]  # the tick up to which a random choice is made again
     decisions: Int32[Array, ""]  # made so far
     due: Bool[Array, ""]  # whether the latest request brought one
     latest: Decision
@@ -108,13 +109,16 @@ class Explorer:
         router: Learned,
         chance: Float32[Array, ""],
         per: Literal["decision", "second"],
+        stray_s: float,
         n_notes: int,
     ) -> None:
-        """`chance` is the share of random choices, or their number in a second.
+        """`chance` is that of a random choice at a decision, or in a second.
 
-        The first `n_notes` choices in each cluster are noted.
+        A random choice is made again at every decision for `stray_s`. The first `n_notes` choices
+        in each cluster are noted.
         """
         self._router, self._chance, self._per = router, chance, per
+        self._stray_ticks = to_ticks(stray_s)
         self.n_notes = n_notes
 
     def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
@@ -127,7 +131,8 @@ class Explorer:
         observation = idle(cluster, jnp)
         features, allowed = self._router.look(held, observation)
         blank = Decision(features, allowed, held.choice, held.until, jnp.float32(0))
-        return Trail(held, jnp.int32(0), jnp.bool_(False), jax.tree.map(jnp.zeros_like, blank))
+        nothing = jax.tree.map(jnp.zeros_like, blank)
+        return Trail(held, jnp.int64(0), jnp.int32(0), jnp.bool_(False), nothing)
 
     def decide(self, state: Trail, observation: Observation) -> tuple[Int[Array, ""], Trail]:
         """As the router, but for the choices made at random."""
@@ -135,10 +140,14 @@ class Explorer:
         due = observation.now_ticks >= state.held.until
         features, allowed = router.look(state.held, observation)
         draw, chance = observation.random_bits / (1 << 32), self._chance_of(state, observation)
-        wanders = draw < chance  # and if so, draw / chance is uniform in its turn
-        share = jnp.where(wanders, draw / chance, 0.0)
+        goes_on = (observation.now_ticks < state.stray_until) & allowed[state.held.choice]
+        begins = (draw < chance) & ~goes_on  # and if so, draw / chance is uniform in its turn
+        share = jnp.where(begins, draw / chance, 0.0)
         stray = jnp.argmax(jnp.cumsum(allowed) > share * jnp.sum(allowed))
-        choice = jnp.where(wanders, stray, router.best(features, allowed, observation))
+        choice = jnp.where(begins, stray, router.best(features, allowed, observation))
+        choice = jnp.where(goes_on, state.held.choice, choice)
+        until = observation.now_ticks + self._stray_ticks
+        stray_until = jnp.where(due & begins, until, state.stray_until)
         held = router.hold(state.held, observation, due, choice)
         latest = Decision(
             features,
@@ -148,7 +157,7 @@ class Explorer:
             jnp.max(jnp.sum(observation.arrival_rate_rps[1:], axis=1)).astype(jnp.float32),
         )
         action = router.architecture.act(held.choice, observation)
-        return action, Trail(held, state.decisions + due, due, latest)
+        return action, Trail(held, stray_until, state.decisions + due, due, latest)
 
     def note(self, state: Trail) -> tuple[Int32[Array, ""], Decision]:
         """The latest decision, where the latest request brought one."""

@@ -26,7 +26,7 @@ from agent.reward import RewardSpec, reward
 from sim.config import Spec
 from sim.observation import idle
 from sim.policy import Policy
-from sim.ticks import NEVER, TICKS_PER_S
+from sim.ticks import MAX_S, NEVER, TICKS_PER_S
 from sim.types import Bounds, Cluster, Outcome, Workload
 from sim.utility import UtilitySpec, bounds_of, utility
 from sim.vector.engine import replicas_of_devices
@@ -44,6 +44,7 @@ class PracticeSpec(Spec):
     decisions: int = Field(ge=2)  # noted in each
     stretch: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]  # of time
     explore_per: Literal["decision", "second"]  # what the learner's epsilon is a chance per
+    stray_s: float = Field(ge=0, le=MAX_S)  # how long a random choice is made again
     credit: CreditSpec
     reward: RewardSpec
     discount: float = Field(ge=0, lt=1)  # from one decision to the next
@@ -136,7 +137,7 @@ class Practice:
 
         def explorer(weights: tuple[Params, Float32[Array, ""]]) -> Explorer:
             router = Learned(self.architecture, self.cluster.models, weights[0])
-            return Explorer(router, weights[1], spec.explore_per, spec.decisions)
+            return Explorer(router, weights[1], spec.explore_per, spec.stray_s, spec.decisions)
 
         end = play(self.cluster, explorer, (params, epsilon), requests)
         transitions, there, earned, peak = jax.vmap(self._transitions)(requests, end)
