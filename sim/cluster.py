@@ -272,12 +272,19 @@ class _Run:
         )
 
 
-def _scheduler(cluster: Cluster) -> type[VllmReplica] | type[TransformersFifoReplica]:
-    if cluster.scheduler == "vllm":
-        return VllmReplica
-    if cluster.reserve.any():
+def check_kv_rule(cluster: Cluster) -> None:
+    """Whether the cluster's KV rule goes with its scheduler.
+
+    Raises:
+        ConfigError: if it does not.
+    """
+    if cluster.scheduler == "transformers_fifo" and cluster.reserve.any():
         raise ConfigError("cluster.kv_rule", "reserve", "transformers_fifo needs preempt")
-    return TransformersFifoReplica
+
+
+def _scheduler(cluster: Cluster) -> type[VllmReplica] | type[TransformersFifoReplica]:
+    check_kv_rule(cluster)
+    return VllmReplica if cluster.scheduler == "vllm" else TransformersFifoReplica
 
 
 def _death(arrival: int, bound: int, grace: int) -> int:

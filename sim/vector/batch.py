@@ -153,8 +153,8 @@ def emit(grace: Int64[Array, ""], batch: Batch, now: Int64[Array, ""]) -> tuple[
         step_prefill=jnp.zeros_like(replica.step_prefill),
     )
     times = jnp.stack([jnp.where(first, later, times[DEATH]), times[LAST_DEATH], first_token])
-    record = _records(now, first_token, int(Outcome.FINISHED), emitted)
-    return Batch(replica, _with(slots, changed), times), Leavers(finished, slots[ID], record)
+    record = records_of(now, first_token, int(Outcome.FINISHED), emitted)
+    return Batch(replica, with_rows(slots, changed), times), Leavers(finished, slots[ID], record)
 
 
 def begin(
@@ -212,7 +212,7 @@ def begin(
     emitted = jnp.where(decodes, slots[EMIT] + count, slots[EMIT])
     outcome = jnp.where(dead, int(Outcome.CANCELLED), int(Outcome.INSIDE))
     left_at = jnp.where(dead, now, -1)
-    record = _records(left_at, times[FIRST_TOKEN], outcome, emitted)
+    record = records_of(left_at, times[FIRST_TOKEN], outcome, emitted)
 
     leaves = dead | back
     was_left = jnp.where(leaves & (slots[LEFT] > 0), slots[LEFT], 0)
@@ -236,7 +236,7 @@ def begin(
     # a step that preempted admits nobody
     forming = Forming(jnp.where(jnp.any(back), -1, budget - tokens), pairs)
     return (
-        Batch(replica, _with(slots, changed), times),
+        Batch(replica, with_rows(slots, changed), times),
         Leavers(leaves, slots[ID], record),
         forming,
         turn,
@@ -258,7 +258,7 @@ def scan(
     there = (jnp.arange(WINDOW, dtype=jnp.int32) < replica.waiting) & (budget >= 0)
     ids, facts, deaths, records, grace = heads
     emitted, first_at = records[:, EMITTED].astype(jnp.int32), records[:, FIRST_AT]
-    death = _death_of(grace, deaths, first_at)
+    death = death_of(grace, deaths, first_at)
     dead = there & cancel & (death <= now)
     alive = there & ~dead
     left = facts[:, F_PROMPT] + emitted - facts[:, F_CACHED]
@@ -310,7 +310,7 @@ def scan(
         head=replica.head + gone,
         waiting=replica.waiting - gone,
     )
-    record = _records(now, first_at, int(Outcome.CANCELLED), emitted)
+    record = records_of(now, first_at, int(Outcome.CANCELLED), emitted)
     return (
         Batch(replica, slots, times),
         Leavers(dropped, ids, record),
@@ -338,7 +338,7 @@ def refresh(limits: Limits, batch: Batch) -> tuple[Replica, Int64[Array, ""]]:
     return replica, jnp.min(jnp.where(taken, times[DEATH], NEVER))
 
 
-def _death_of(
+def death_of(
     grace: Int64[Array, ""], deaths: Int64[Array, "n 2"], first_token: Int64[Array, " n"]
 ) -> Int64[Array, " n"]:
     """When a waiting request is dead, given when its first token came, −1 if it has not."""
@@ -347,7 +347,7 @@ def _death_of(
     return jnp.where(first_token >= 0, after, jnp.min(deaths, axis=1))
 
 
-def _records(
+def records_of(
     left_at: Int64[Array, "..."], first_at: Int64[Array, " n"], outcome: Int32[Array, "..."] | int,
     emitted: Int32[Array, " n"],
 ) -> Int64[Array, "n 4"]:  # fmt: skip
@@ -356,6 +356,6 @@ def _records(
     return jnp.stack([column.astype(jnp.int64) for column in columns], axis=1)
 
 
-def _with(table: Int32[Array, "9 B"], changed: dict[int, Int32[Array, " B"]]) -> Array:
+def with_rows(table: Int32[Array, "9 B"], changed: dict[int, Int32[Array, " B"]]) -> Array:
     """The table with some of its rows changed."""
     return jnp.stack([changed.get(row, table[row]) for row in range(len(table))])

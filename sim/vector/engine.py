@@ -18,6 +18,7 @@ from sim.policy import State as PolicyState
 from sim.router import SIGNALS
 from sim.ticks import NEVER
 from sim.types import Cluster
+from sim.vector import fifo
 from sim.vector.arrival import Asking, Counted, asking, observe, signals, steps_passed, verdict
 from sim.vector.batch import (
     WINDOW,
@@ -205,8 +206,9 @@ class Engine:
         device = site.device(state)
         wanting = event.end & (device.stage == ENDED)
         item = site.item(state, device, choose(wanting, self._share(site.lanes.shape[0]), turn))
-        batch, finished = jax.vmap(emit)(requests.grace[item.at], item.batch, state.now[item.at])
-        row, next_death = jax.vmap(refresh)(item.limits, batch)
+        ends, sums = (fifo.emit, fifo.refresh) if _is_fifo(site.clusters) else (emit, refresh)
+        batch, finished = jax.vmap(ends)(requests.grace[item.at], item.batch, state.now[item.at])
+        row, next_death = jax.vmap(sums)(item.limits, batch)
         state = item.store(state, batch._replace(replica=row))
         came = finished.leaves & item.on[:, None]
         task = requests.task[item.at[:, None], finished.ids]
@@ -236,9 +238,8 @@ class Engine:
         device, looks = jax.vmap(prepare)(site.clusters, place, device, now, on)
         state = site.set_device(state, device, on)
         item = site.item(state, device, choose(looks, self._share(site.lanes.shape[0]), turn))
-        state = self._look(
-            item, requests, state, jnp.asarray(site.clusters.cancel_expired)[item.at]
-        )
+        look = fifo.look if _is_fifo(site.clusters) else self._look
+        state = look(item, requests, state, jnp.asarray(site.clusters.cancel_expired)[item.at])
         device, place = site.device(state), site.where(state)
         starts = event.form & (device.stage == LAUNCH)
         launched = jax.vmap(launch)(site.clusters, place, device, now, starts)
@@ -405,3 +406,8 @@ class Engine:
         record = state.record.at[index, EMITTED].set(emitted, mode="drop")
         record = record.at[index, FIRST_AT].set(state.times[:, FIRST_TOKEN], mode="drop")
         return replace(state, record=record, n_steps=state.n_steps + jnp.sum(steps))
+
+
+def _is_fifo(cluster: Cluster) -> bool:
+    """Whether the replicas have the scheduler of transformers; known when a program is compiled."""
+    return cluster.scheduler == "transformers_fifo"

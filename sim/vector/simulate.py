@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from sim.cluster import check_kv_rule
 from sim.config import ConfigError
 from sim.policy import Policy
 from sim.ticks import NEVER, to_ticks
@@ -20,10 +21,10 @@ def engine_for(cluster: Cluster, policy: Policy) -> Engine:
     """An engine that fits this cluster and every smaller one.
 
     Raises:
-        ConfigError: if the cluster's scheduler or context is beyond this engine.
+        ConfigError: if the KV rule does not go with the scheduler, or the context is beyond this
+            engine.
     """
-    if cluster.scheduler != "vllm":
-        raise ConfigError("cluster.scheduler", cluster.scheduler, "the JAX engine has vllm alone")
+    check_kv_rule(cluster)
     longest = int(cluster.max_context.max())
     if longest > LONGEST:
         raise ConfigError("cluster.max_context", longest, f"the JAX engine goes to {LONGEST}")

@@ -86,7 +86,7 @@ class Replica(NamedTuple):
     admissions: Int32[Array, "*k"]  # so far
     next_end: Int32[Array, "*k"]  # decode count at which the first decoding request finishes
     safe_until: Int32[Array, "*k"]  # decode count up to which KV blocks certainly suffice
-    partial: Int32[Array, "*k"]  # 1 if a prompt is partly computed
+    partial: Int32[Array, "*k"]  # 0 if whoever runs decodes, and goes on to
     head: Int32[Array, "*k"]  # of the queue's ring
     waiting: Int32[Array, "*k"]  # requests in the queue
 

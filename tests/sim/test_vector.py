@@ -25,6 +25,7 @@ from sim.vector.state import to_requests
 from tests.systems import make_bounds, make_cluster, make_workload
 
 REQUESTS, CASES = 60, 150
+SCHEDULERS = ("vllm", "transformers_fifo")
 SHAPES = {"shared": [[0, 1], [0, 1, 2], [2]], "single": [[0], [1]]}
 EQUAL = (
     "outcome", "replica", "first_token_ticks", "leave_ticks", "emitted_tokens", "preemptions",
@@ -65,7 +66,7 @@ class Case:
     seed: int
 
 
-def draw_case(placement: list[list[int]], stale: bool, seed: int) -> Case:
+def draw_case(placement: list[list[int]], stale: bool, seed: int, scheduler: str = "vllm") -> Case:
     rng = np.random.default_rng(seed)
     pick = rng.choice
     cluster = make_cluster(
@@ -78,10 +79,11 @@ def draw_case(placement: list[list[int]], stale: bool, seed: int) -> Case:
         max_batch=5,
         token_budget=12,
         block_tokens=int(pick([2, 4, 16])),
-        reserve=bool(pick([True, False, False])),
+        reserve=bool(pick([True, False, False])) and scheduler == "vllm",
         overhead_s=float(pick([0.0, 0.25])),
         signal_period_s=float(pick([1.0, 2.5])) if stale else 0.0,
         cancel_expired=bool(pick([True, True, False])),
+        scheduler=scheduler,
     )
     n = cluster.n_replicas
     cluster = replace(
@@ -117,10 +119,12 @@ def stack(parts: list[Any]) -> Any:
 
 
 @cache
-def played(shape: str, stale: bool) -> list[tuple[Case, Result, Result]]:
+def played(shape: str, stale: bool, scheduler: str) -> list[tuple[Case, Result, Result]]:
     """Every case of a shape, as the reference and as the JAX engine play it."""
-    cases = [draw_case(SHAPES[shape], stale, seed) for seed in range(CASES)]
-    largest = make_cluster(SHAPES[shape], max_batch=5, max_queue=8, signal_period_s=float(stale))
+    cases = [draw_case(SHAPES[shape], stale, seed, scheduler) for seed in range(CASES)]
+    largest = make_cluster(
+        SHAPES[shape], max_batch=5, max_queue=8, signal_period_s=float(stale), scheduler=scheduler
+    )
     share = 0.4 if shape == "shared" else 1.0
     engine = replace(engine_for(largest, Any1()), share=share)
     requests = [to_requests(c.workload, c.bounds, c.seed, REQUESTS) for c in cases]
@@ -148,8 +152,9 @@ def played(shape: str, stale: bool) -> list[tuple[Case, Result, Result]]:
 
 @pytest.mark.parametrize("stale", [False, True], ids=["live", "stale"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_request_fares_as_in_the_reference(shape, stale):
-    for case, simpy, vector in played(shape, stale):
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_request_fares_as_in_the_reference(shape, stale, scheduler):
+    for case, simpy, vector in played(shape, stale, scheduler):
         for name in EQUAL:
             np.testing.assert_array_equal(
                 getattr(vector, name), getattr(simpy, name), f"{name} of case {case.seed}"
