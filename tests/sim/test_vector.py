@@ -17,6 +17,7 @@ import pytest
 from agent.baselines import ConservativeGreedy, LargestThatFits, LeastLoaded, RoundRobin, Uniform
 from sim import cluster as reference
 from sim.config import ConfigError
+from sim.router import SIGNALS
 from sim.ticks import NEVER, to_ticks
 from sim.types import Bounds, Cluster, Outcome, Result, Workload
 from sim.vector.engine import replicas_of_devices
@@ -49,7 +50,10 @@ class Any1:
         xp, bits = observation.xp, observation.random_bits
         decided = [p.decide(s, observation) for p, s in zip(self.policies, states, strict=True)]
         actions = [action for action, _ in decided]
-        heedless = bits % (observation.cluster.n_replicas + 1) - 1  # whatever the mask says
+        # whatever the mask says, and another one if any signal differs
+        told = sum((2 * i + 1) * getattr(observation, name) for i, name in enumerate(SIGNALS))
+        mixed = bits + xp.sum(told * xp.arange(1, observation.cluster.n_replicas + 1))
+        heedless = mixed % (observation.cluster.n_replicas + 1) - 1
         which = (bits >> 8) % (len(actions) + 1)
         action = heedless
         for i, choice in enumerate(actions):
@@ -78,7 +82,7 @@ def draw_case(placement: list[list[int]], stale: bool, seed: int, scheduler: str
         max_queue=8,
         max_batch=5,
         token_budget=12,
-        block_tokens=int(pick([2, 4, 16])),
+        block_tokens=int(pick([1, 2, 4, 16])),
         reserve=bool(pick([True, False, False])) and scheduler == "vllm",
         overhead_s=float(pick([0.0, 0.25])),
         signal_period_s=float(pick([1.0, 2.5])) if stale else 0.0,
