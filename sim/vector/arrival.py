@@ -11,7 +11,7 @@ from sim.policy import SHED
 from sim.router import SIGNALS
 from sim.ticks import NEVER
 from sim.types import Cluster, Outcome
-from sim.vector import fifo
+from sim.vector import fifo_step
 from sim.vector.batch import held_blocks, limits_of
 from sim.vector.device import Site, runs, turns_of
 from sim.vector.rows import rows_of
@@ -76,15 +76,15 @@ def signals(
     counts = told.decode_count + decodes + in_step
     replicas = jnp.arange(cluster.n_replicas, dtype=jnp.int32)
     limits = jax.vmap(limits_of, in_axes=(None, 0))(cluster, replicas)
-    decoding, kv_tokens, blocks_in = told.decoding, told.kv_tokens + emitted, held_blocks
-    if cluster.scheduler == "transformers_fifo":
-        stalled, context = fifo.stalled(state.slots)
-        decoding, kv_tokens, blocks_in = decoding + stalled, kv_tokens + context, fifo.held_blocks
-    held = jax.vmap(blocks_in)(limits, state.slots, counts)
+    fifos = cluster.scheduler == "transformers_fifo"
+    held = jax.vmap(fifo_step.held_blocks if fifos else held_blocks)(limits, state.slots, counts)
+    if fifos:
+        stalled, context = fifo_step.stalled(state.slots)
+        told = told._replace(decoding=told.decoding + stalled, kv_tokens=told.kv_tokens + context)
     return jnp.stack(
         [
-            told.running, decoding, told.waiting, told.prefill_tokens,
-            told.decode_tokens - emitted, kv_tokens, jnp.sum(held, axis=1),
+            told.running, told.decoding, told.waiting, told.prefill_tokens,
+            told.decode_tokens - emitted, told.kv_tokens + emitted, jnp.sum(held, axis=1),
         ]
     ).astype(jnp.int64)  # fmt: skip
 
