@@ -1,6 +1,9 @@
 """`scheduler=transformers_fifo` in the JAX engine; the rules are those of `sim.transformers_fifo`.
 
-What the engine and the router ask of a scheduler, as `sim.vector.batch` answers it for vLLM's.
+What the engine asks of a scheduler, as `sim.vector.batch` answers it for vLLM's. A step without
+prompts in which nobody starves repeats while blocks suffice, whatever waits: the free blocks only
+become fewer, so that whoever was skipped or held back is again, and who was scanned leaves the
+queue by dying alone, at which a leap ends.
 """
 
 from dataclasses import replace
@@ -14,7 +17,7 @@ from sim.types import Outcome
 from sim.vector.batch import Batch, Leavers, Limits
 from sim.vector.batch import emit as emit_tokens
 from sim.vector.fifo_queue import Moment, Waiting
-from sim.vector.fifo_step import BLOCKED, Formed, form, growth, held_blocks
+from sim.vector.fifo_step import BLOCKED, UNEVEN, Formed, form, growth, held_blocks
 from sim.vector.lanes import Items
 from sim.vector.rows import read, total
 from sim.vector.state import (
@@ -33,8 +36,6 @@ from sim.vector.state import (
     Requests,
     State,
 )
-
-UNEVEN = 1  # bit of Replica.partial: not all of the batch decode
 
 
 def emit(grace: Int64[Array, ""], batch: Batch, now: Int64[Array, ""]) -> tuple[Batch, Leavers]:

@@ -32,7 +32,8 @@ from sim.vector.state import (
 )
 
 STALLED = LARGEST  # LEFT of a decoding request that has no place for its next token
-BLOCKED = 2  # bit of Replica.partial: nobody is admitted until a request finishes
+# Bits of Replica.partial: not all of the batch decode; nobody is admitted until one finishes.
+UNEVEN, BLOCKED = 1, 2
 
 
 class Formed(NamedTuple):
@@ -62,18 +63,6 @@ class _Slots(NamedTuple):
     computed: Int32[Array, " B"]
     held: Int32[Array, " B"]  # blocks
     room: Int32[Array, " B"]  # free places in them
-
-
-class _Prompts(NamedTuple):
-    """The partly prefilled requests, as far as they have been tried."""
-
-    tried: Bool[Array, " B"]
-    chunk: Int32[Array, " B"]
-    taken: Int32[Array, " B"]  # blocks
-    need: Int32[Array, " B"]  # blocks, of those that cannot get them
-    free: Int32[Array, ""]
-    budget: Int32[Array, ""]
-    over: Bool[Array, ""]  # the scan has ended
 
 
 def growth(block_tokens: Int32[Array, ""]) -> Int32[Array, ""]:
@@ -117,20 +106,17 @@ def form(
     stalls = _stalling(view, asks, free // grow, moment)
     goes = view.decodes & ~stalls
     decoding = total(goes)
-    nothing = jnp.zeros_like(view.left)
-    prompts = _try_prompts(
-        limits, view, moment,
-        _Prompts(
-            tried=~view.prefills,
-            chunk=nothing,
-            taken=jnp.where(asks & goes, grow, 0),
-            need=jnp.where(stalls, grow, 0),
-            free=free - total(asks & goes) * grow,
-            budget=limits.token_budget - decoding,
-            over=jnp.bool_(False),
-        ),
-    )  # fmt: skip
-    chunk, held = prompts.chunk, view.held + prompts.taken
+    free -= total(asks & goes) * grow
+    budget = limits.token_budget - decoding
+
+    # at most one prompt is partly computed: one that finds no blocks is reset
+    tries = view.prefills & (budget > 0) & ~holds_back(limits, free, budget)
+    tokens = jnp.minimum(view.left, budget)
+    ask = asked(tokens, view.room, limits.block_tokens)
+    fits = tries & (ask <= free)
+    chunk = jnp.where(fits, tokens, 0)
+    held = view.held + jnp.where(asks & goes, grow, 0) + jnp.where(fits, ask, 0)
+    need = jnp.where(stalls, grow, jnp.where(tries & ~fits, ask, 0))
     wide = chunk.astype(jnp.int64)
     counted = jnp.where(goes, count, 0)
     tried = {
@@ -143,19 +129,28 @@ def form(
     }
     zero = jnp.int32(0)
     scan = Scan(
-        slots=with_rows(slots, tried), times=times, queue=queue, scanned=zero, kept=zero,
-        over=prompts.over, dropped=jnp.zeros(queue.shape, bool), death=jnp.int64(NEVER),
-        free=prompts.free, budget=prompts.budget, running=total(stays),
+        slots=with_rows(slots, tried),
+        times=times,
+        queue=queue,
+        scanned=zero,
+        kept=zero,
+        over=jnp.any(view.prefills & ~tries),
+        dropped=jnp.zeros(queue.shape, bool),
+        death=jnp.int64(NEVER),
+        free=free - total(jnp.where(fits, ask, 0)),
+        budget=budget - total(chunk),
+        running=total(stays),
         admissions=replica.admissions,
         pairs=jnp.sum(wide * view.computed + wide * (wide + 1) // 2),
-        prefill_tokens=zero, decode_tokens=zero,
-    )  # fmt: skip
+        prefill_tokens=zero,
+        decode_tokens=zero,
+    )
     scan = scan_queue(limits, replica, blocked, who, moment, scan)
     removed = scan.scanned - scan.kept
     head = replica.head + jnp.where(scan.kept == 0, removed, 0)
     waiting = replica.waiting - removed
 
-    turn = _resetting(view, prompts.need, held, scan.free, scan.running, moment)
+    turn = _resetting(view, need, held, scan.free, scan.running, moment)
     reset = turn >= 0
     end = (head + waiting + total(reset) - 1 - turn) % queue.shape[0]
     leaves = view.dead | reset
@@ -182,7 +177,7 @@ def form(
     return Formed(
         batch=Batch(replica, with_rows(scan.slots, freed), scan.times),
         queue=scan.queue.at[jnp.where(reset, end, queue.shape[0])].set(slots[ID], mode="drop"),
-        forming=Forming(jnp.where(jnp.any(prompts.need > 0), -1, scan.budget), scan.pairs),
+        forming=Forming(jnp.where(jnp.any(need > 0), -1, scan.budget), scan.pairs),
         gone=Leavers(leaves, slots[ID], record),
         reset=reset,
         dropped=scan.dropped,
@@ -230,33 +225,6 @@ def _stalling(
         return stalls | (place == jnp.argmax(jnp.where(asks & ~stalls, view.order, -1)))
 
     return jax.lax.while_loop(too_many, stall_one, jnp.zeros_like(asks))
-
-
-def _try_prompts(limits: Limits, view: _Slots, moment: Moment, prompts: _Prompts) -> _Prompts:
-    """Give the partly prefilled requests their chunks, by admission."""
-    place = jnp.arange(view.order.shape[0])
-
-    def more(prompts: _Prompts) -> Bool[Array, ""]:
-        return moment.on & ~prompts.over & ~jnp.all(prompts.tried)
-
-    def try_one(prompts: _Prompts) -> _Prompts:
-        b = jnp.argmin(jnp.where(prompts.tried, LARGEST, view.order))
-        over = (prompts.budget == 0) | holds_back(limits, prompts.free, prompts.budget)
-        tokens = jnp.minimum(view.left[b], prompts.budget)
-        ask = asked(tokens, view.room[b], limits.block_tokens)
-        fits = ~over & (ask <= prompts.free)
-        here = place == b
-        return _Prompts(
-            tried=prompts.tried | here,
-            chunk=jnp.where(here & fits, tokens, prompts.chunk),
-            taken=jnp.where(here & fits, ask, prompts.taken),
-            need=jnp.where(here & ~over & ~fits, ask, prompts.need),
-            free=prompts.free - jnp.where(fits, ask, 0),
-            budget=prompts.budget - jnp.where(fits, tokens, 0),
-            over=over,
-        )
-
-    return jax.lax.while_loop(more, try_one, prompts)
 
 
 def _resetting(
