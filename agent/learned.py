@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +33,11 @@ class Decision(NamedTuple):
     rate_rps: Float32[Array, ""]  # arrivals per second, the most of what was estimated
 
 
+@partial(jax.jit, static_argnums=0)  # compiled once for all routers of an architecture
+def _values(network: nn.Module, params: Params, features: Features) -> Float32[Array, " A"]:
+    return network.apply(params, features)
+
+
 class Learned:
     """Makes the choice of the highest value and holds it for as long as its architecture says."""
 
@@ -40,7 +46,7 @@ class Learned:
         self.name = architecture.name
         self.architecture = architecture
         self._hold_ticks = to_ticks(architecture.hold_s)
-        self._values = jax.jit(partial(architecture.network(models).apply, params))
+        self._values = partial(_values, architecture.network(models), params)
 
     def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
         """All of the models on offer."""

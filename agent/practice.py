@@ -36,8 +36,8 @@ from sim.vector.state import LEFT_AT, Requests, State, moved, to_requests
 Weights = Any  # whatever a policy is built from: a pytree of arrays
 
 
-class PracticeSpec(Spec):
-    """How a router practises, and what it is told of it."""
+class PracticeSettings(Spec):
+    """How a router practises."""
 
     clusters: int = Field(ge=1)  # played side by side in a round
     requests: int = Field(ge=1)  # in each
@@ -46,7 +46,6 @@ class PracticeSpec(Spec):
     explore_per: Literal["decision", "second"]  # what the learner's epsilon is a chance per
     stray_s: float = Field(ge=0, le=MAX_S)  # how long a random choice is made again
     credit: CreditSpec
-    reward: RewardSpec
     discount: float = Field(ge=0, lt=1)  # from one decision to the next
     steps: int = Field(ge=1)  # decisions until values are taken from the network
 
@@ -55,6 +54,12 @@ class PracticeSpec(Spec):
         if self.stretch[0] > self.stretch[1]:
             raise ValueError("stretch must go from the least to the most")
         return self
+
+
+class PracticeSpec(PracticeSettings):
+    """How a router practises, and what it is told of it."""
+
+    reward: RewardSpec
 
 
 def to_pool(

@@ -4,14 +4,21 @@ import hashlib
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import ModuleType
 
 import agent
 import sim
+from sim.config import ConfigError
+from sim.files import locate
 
-# what is done with trials, which cannot change them
-PRESENTATION = ("comparison.py", "evaluate.py", "plots.py", "publish.py", "report.py")
+# what is done with trials, and what makes weights, which are hashed themselves
+ELSEWHERE = (
+    "comparison.py", "evaluate.py", "plots.py", "publish.py", "report.py",
+    "credit.py", "practice.py", "reward.py", "train.py", "trainer.py", "training.py",
+    "training_report.py", "dqn/",
+)  # fmt: skip
 
 
 @cache
@@ -24,7 +31,7 @@ def code_hash(package: str) -> str:
     digest = hashlib.sha256()
     for room in dict.fromkeys((sim, agent, import_module(package))):
         for name, path in _sources(room):
-            if room not in (sim, agent) or path.name not in PRESENTATION:
+            if room not in (sim, agent) or not name.startswith(ELSEWHERE):
                 content = path.read_bytes()
                 digest.update(f"{room.__name__}/{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
@@ -37,3 +44,26 @@ def _sources(module: ModuleType) -> Iterator[tuple[str, Path]]:
             yield path.relative_to(folder).as_posix(), path
     if not hasattr(module, "__path__") and module.__file__ is not None:
         yield "", Path(module.__file__)
+
+
+def files_hash(path: str, key: str) -> str:
+    """SHA-256 of a file, or of all files of a folder, as of `sim.files.locate`.
+
+    Raises:
+        ConfigError: naming `key`, if there is nothing.
+    """
+    place = locate(path, key)
+    digest = hashlib.sha256()
+    found = [place] if place.is_file() else sorted(_inside(place), key=lambda file: str(file))
+    for file in found:
+        content = file.read_bytes()
+        digest.update(f"{file.name} {len(content)}\n".encode() + content)
+    if not found:
+        raise ConfigError(key, path, "there is no such file, and no folder with one")
+    return digest.hexdigest()
+
+
+def _inside(folder: Path | Traversable) -> Iterator[Path | Traversable]:
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            yield from [entry] if entry.is_file() else _inside(entry)

@@ -8,7 +8,7 @@ from time import perf_counter
 
 from pydantic import JsonValue, TypeAdapter
 
-from agent.provenance import code_hash
+from agent.provenance import code_hash, files_hash
 from sim.cluster import simulate
 from sim.config import Spec
 from sim.deploy import ClusterSpec, build_cluster
@@ -112,8 +112,15 @@ def _counts(workload: Workload) -> dict[str, int]:
 
 
 def trial_key(job: Job, setting: Setting, bundle: Bundle, requests_hash: str) -> str:
-    """A hash of all that a trial's outcome depends on: settings, requests, profile and code."""
+    """A hash of all that a trial's outcome depends on: settings, requests, profile and code.
+
+    A policy that is made from files names them, or their folder, as its `checkpoint`.
+
+    Raises:
+        ConfigError: if there is no such checkpoint.
+    """
     package = str(job.policy_config["_target_"]).partition(".")[0]
+    checkpoint = job.policy_config.get("checkpoint")
     content = {
         "seed": job.seed,
         "policy": job.policy_config,
@@ -121,6 +128,7 @@ def trial_key(job: Job, setting: Setting, bundle: Bundle, requests_hash: str) ->
         "setting": setting.model_dump(mode="json"),
         "profile": bundle.content_hash,
         "code": code_hash(package),
+        "checkpoint": None if checkpoint is None else files_hash(str(checkpoint), "checkpoint"),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 

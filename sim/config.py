@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -47,6 +49,25 @@ def check(kind: type[T], values: object, key: str) -> T:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as refused:
         raise SpecError(*(_explain(kind, error, key) for error in refused.errors())) from None
+
+
+def build(config: Mapping[str, object], key: str, parts: tuple[str, ...]) -> object:
+    """The object that the node under `key` names by its `_target_`; it must have these `parts`.
+
+    Raises:
+        ConfigError: if there is no such thing, or it refuses a setting.
+    """
+    if "_target_" not in config:
+        raise ConfigError(key, dict(config), "must say by _target_ what to build")
+    try:
+        built: object = instantiate(dict(config))
+    except InstantiationException as failed:
+        reason = str(failed.__cause__ or failed).splitlines()[0]
+        raise ConfigError(key, dict(config), reason) from failed
+    missing = [name for name in parts if not hasattr(built, name)]
+    if missing:
+        raise ConfigError(f"{key}._target_", config["_target_"], f"has no {', '.join(missing)}")
+    return built
 
 
 def _explain(kind: Kind, error: ErrorDetails, key: str) -> str:

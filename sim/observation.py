@@ -17,6 +17,9 @@ from jaxtyping import Bool, Float, Int
 from sim.ticks import NEVER, TICKS_PER_S
 from sim.types import PAIR_SHIFT, Cluster
 
+# Raised with every change of what is observed or derived: trained routers are tied to it.
+OBSERVATION_SCHEMA = 1
+
 WINDOW_BITS = (38, 40, 42, 44)  # arrivals are counted over windows of 2^bits ticks
 WINDOWS_S = tuple(2.0 ** (bits - 40) for bits in WINDOW_BITS)  # 0.25, 1, 4 and 16 s
 

@@ -1,13 +1,11 @@
 """The one protocol of everything that routes: baselines, learned routers, the live gateway."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from jaxtyping import Int
 
-from sim.config import ConfigError
+from sim.config import build
 from sim.observation import Array, Observation
 from sim.types import Cluster
 
@@ -61,14 +59,4 @@ def make_policy(config: Mapping[str, object], key: str = "policy") -> Policy:
     Raises:
         ConfigError: if there is no such policy, or it refuses a setting.
     """
-    if "_target_" not in config:
-        raise ConfigError(key, dict(config), "must name a policy by _target_")
-    try:
-        policy = instantiate(dict(config))
-    except InstantiationException as failed:
-        reason = str(failed.__cause__ or failed).splitlines()[0]
-        raise ConfigError(key, dict(config), reason) from failed
-    missing = [name for name in ("name", "hosted", "init", "decide") if not hasattr(policy, name)]
-    if missing:
-        raise ConfigError(f"{key}._target_", config["_target_"], f"has no {', '.join(missing)}")
-    return policy  # type: ignore[no-any-return]
+    return cast(Policy, build(config, key, ("name", "hosted", "init", "decide")))

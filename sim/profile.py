@@ -7,11 +7,9 @@ A bundle is a folder of JSON files: `meta.json` (origin), `quality.json` (task b
 import hashlib
 import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from importlib.resources.abc import Traversable
 from itertools import pairwise
 from pathlib import Path
@@ -22,12 +20,12 @@ from jaxtyping import Float64, Int64
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from sim.config import ConfigError, Spec, check
+from sim.files import locate, whole_folder
 from sim.ticks import MAX_S, TICKS_PER_S
 from sim.types import PAIR_SHIFT
 
 SCHEMA_VERSION = 1
 MAX_ROUNDING_ERROR = 0.01  # of any coefficient, relative
-PACKAGE_PREFIX = "pkg://"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seconds = Annotated[float, Field(ge=0, le=MAX_S)]
@@ -138,7 +136,7 @@ def load_bundle(path: str) -> Bundle:
     Raises:
         ConfigError: if it is not there, incomplete, of another schema, invalid or altered.
     """
-    folder = _locate(path)
+    folder = locate(path, "profile")
     meta = _read(folder, "meta.json", path)
     version = meta.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -176,16 +174,11 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
         raise ConfigError("out", str(folder), "must be a new folder or that of an older bundle")
     documents = bundle._documents()
     documents["meta.json"]["content_hash"] = bundle.content_hash
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".bundle-") as staging:
-        fresh = Path(staging, "fresh")
+    with whole_folder(folder) as draft:
         for name, document in documents.items():
-            file = fresh / name
+            file = draft / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
-        if folder.exists():
-            folder.rename(Path(staging, "replaced"))
-        fresh.rename(folder)
 
 
 def step_seconds(step_time: StepTime, tokens: int, pairs: int, kv_tokens: int) -> float:
@@ -260,16 +253,6 @@ def _relative_error(rounded: int, exact: float) -> float:
 
 def _model_file(model: str) -> str:
     return f"{model}/model.json"
-
-
-def _locate(path: str) -> Path | Traversable:
-    if not path.startswith(PACKAGE_PREFIX):
-        return Path(path)
-    package, _, folder = path.removeprefix(PACKAGE_PREFIX).partition("/")
-    try:
-        return files(package).joinpath(folder)
-    except ModuleNotFoundError:
-        raise ConfigError("profile", path, f"there is no package {package}") from None
 
 
 def _read(folder: Path | Traversable, name: str, path: str) -> Document:

@@ -1,0 +1,191 @@
+"""The command that trains a router: `python -m agent.train`."""
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import hydra
+import jax
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from jaxtyping import Float32
+from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+from agent import checkpoint
+from agent.checkpoint import Checkpoint
+from agent.trainer import Trainer
+from agent.training import TrainSpec
+from agent.training_report import write_training_report
+from sim import command
+from sim.config import ConfigError, check
+from sim.traces import TraceError
+from sim.workload import WorkloadError
+
+Metrics = dict[str, Float32[np.ndarray, " S"]]
+ENDS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came; a second one ends the process as it does by default."""
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        for end, handler in before.items():
+            signal.signal(end, handler)
+
+    before = {end: signal.signal(end, note) for end in ENDS}
+    try:
+        yield lambda: asked
+    finally:
+        for end, handler in before.items():
+            signal.signal(end, handler)
+
+
+class Scalars:
+    """Curves for TensorBoard: a run for each seed, practice apart from validation."""
+
+    def __init__(self, trainer: Trainer, stack: ExitStack) -> None:
+        """Goes on where the trainer is: later points of an earlier run are dropped."""
+        spec, start = trainer.spec, trainer.iteration
+        folder = Path(spec.output_dir, "tensorboard")
+        self._writers = [
+            stack.enter_context(SummaryWriter(str(folder / f"seed{seed}"), purge_step=start + 1))
+            for seed in range(spec.seed, spec.seed + spec.seeds)
+        ]
+
+    def write(self, trainer: Trainer, metrics: Metrics) -> None:
+        """The points of the iteration that has just been done."""
+        run, step = trainer.run, trainer.iteration
+        for index, writer in enumerate(self._writers):
+            for name, value in metrics.items():
+                writer.add_scalar(f"train/{name}", value[index], step)
+            for performance in run.validation[run.assessed_at == step, index]:
+                writer.add_scalar("validation/performance", performance.mean(), step)
+                writer.add_scalar("validation/worst_workload", performance.min(), step)
+
+
+def go(trainer: Trainer, console: Console) -> bool:
+    """Train to the end, or until asked to stop: whether it was."""
+    spec, saved = trainer.spec, trainer.iteration
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}left"), TimeRemainingColumn(), console=console,
+    )  # fmt: skip
+    with asked_to_stop() as stop, ExitStack() as stack:
+        scalars = Scalars(trainer, stack)
+        stack.enter_context(progress)
+        bar = progress.add_task(
+            f"{spec.name}: compiling", total=trainer.iterations, completed=saved, told=""
+        )
+        while not (trainer.finished or stop()):
+            metrics = trainer.step()
+            scalars.write(trainer, metrics)
+            progress.update(
+                bar, description=spec.name, completed=trainer.iteration, told=_told(metrics)
+            )
+            if trainer.iteration - saved >= spec.save_every and not trainer.diverged:
+                trainer.save()
+                saved = trainer.iteration
+        if not trainer.diverged:
+            trainer.save()
+        return stop() and not trainer.finished
+
+
+def _told(metrics: Metrics) -> str:
+    mean = {name: float(value.mean()) for name, value in metrics.items()}
+    return (
+        f"practice {mean['performance']:.1%} · loss {mean['loss']:.2g} · "
+        f"epsilon {mean['epsilon']:.2g} · "
+    )
+
+
+def tables(trainer: Trainer, kept: Checkpoint) -> Iterator[Table]:
+    """The short tables that end a training."""
+    run, spec = trainer.run, trainer.spec
+    table = Table(title="validation: utility earned, % of peak", title_justify="left", box=None)
+    for name in ("requests/s", "workloads", kept.kind):
+        table.add_column(name, justify="right")
+    for band in kept.spec.bands:
+        rates = f"{band.low_rps:.3g} to {band.high_rps:.3g}"
+        table.add_row(rates, str(band.workloads), f"{100 * band.performance:.1f}")
+    table.add_row("all", str(spec.validation), f"[bold]{100 * kept.spec.performance:.1f}[/]")
+    yield table
+    if spec.seeds > 1:
+        table = Table(title="seeds", title_justify="left", box=None)
+        for name in ("seed", "best", "at iteration"):
+            table.add_column(name, justify="right")
+        for index in range(spec.seeds):
+            best, at = float(run.best_performance[index]), int(run.best_iteration[index])
+            table.add_row(str(spec.seed + index), f"{100 * best:.1f}", str(at))
+        yield table
+
+
+def summary(trainer: Trainer, kept: Checkpoint) -> str:
+    """Which weights were kept, and how quick training was."""
+    run, seconds = trainer.run, float(trainer.run.seconds)
+    requests, decisions = (np.nansum(run.practice[n]) / seconds for n in ("requests", "decisions"))
+    return (
+        f"best at iteration {kept.spec.iteration} of {trainer.iterations}, seed {kept.spec.seed} · "
+        f"{requests:,.0f} requests/s and {decisions:,.0f} decisions/s over {seconds:,.0f} s, "
+        "compilation included"
+    )
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
+def main(config: DictConfig) -> None:
+    """Train, keep the best weights; end with a table and the path of the checkpoint."""
+    console = Console()
+    cores = len(os.sched_getaffinity(0))
+    if jax.config.values["jax_num_cpu_devices"] != cores:  # practice is played on all of them
+        jax.config.update("jax_num_cpu_devices", cores)  # type: ignore[no-untyped-call]
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        spec = check(TrainSpec, values, "")
+        with console.status("drawing workloads"):
+            trainer = Trainer(spec)
+        if trainer.resume():
+            console.print(f"going on from iteration {trainer.iteration}", highlight=False)
+        stopped = go(trainer, console)
+    except MissingMandatoryValue as missing:
+        sys.exit(f"refused: {missing.full_key} is missing")
+    except (ConfigError, WorkloadError, TraceError, OSError) as refused:
+        sys.exit(f"refused: {refused}")
+    except KeyboardInterrupt:
+        sys.exit("stopped at once: the same command goes on from what was saved last")
+    if trainer.run.best_iteration.max() == 0:
+        sys.exit(f"stopped at iteration {trainer.iteration}, before the first validation: "
+                 "the same command goes on")  # fmt: skip
+    overrides = HydraConfig.get().overrides.task
+    kept = trainer.checkpoint(shlex.join(["python", "-m", "agent.train", *overrides]))
+    folder, page = Path(spec.output_dir, "checkpoint"), Path(spec.output_dir, "report.html")
+    checkpoint.save(kept, folder)
+    write_training_report(page, trainer, kept)
+    for table in tables(trainer, kept):
+        console.print(table)
+    console.print(summary(trainer, kept), highlight=False)
+    console.print(f"[dim]{kept.spec.profile} profile[/]", highlight=False)
+    console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
+    console.print(f"checkpoint: {folder}", highlight=False, soft_wrap=True)
+    if trainer.diverged:
+        seeds = ", ".join(map(str, trainer.diverged))
+        sys.exit(f"diverged at iteration {trainer.iteration} (seed {seeds}): weights became "
+                 "infinite or NaN; the checkpoint has the best before. Lower "
+                 f"agent.dqn.learning_rate = {spec.agent.dqn.learning_rate:g}")  # fmt: skip
+    if stopped:
+        sys.exit(f"stopped at iteration {trainer.iteration}: the same command goes on")
+
+
+if __name__ == "__main__":
+    command.run(main)

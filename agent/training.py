@@ -1,0 +1,98 @@
+"""A training: its typed configuration, and what it comes to as a pure function of a random key."""
+
+from typing import Self
+
+import numpy as np
+from jaxtyping import Array
+from pydantic import Field, JsonValue, model_validator
+
+from agent.checkpoint import make_architecture
+from agent.dqn import DqnSpec, Learner, Loop
+from agent.dqn.environment import Metrics
+from agent.practice import Practice, PracticeSettings, PracticeSpec, to_pool
+from agent.reward import RewardSpec
+from sim.config import Spec
+from sim.deploy import ClusterSpec, build_cluster
+from sim.profile import load_bundle
+from sim.tasks import TasksSpec
+from sim.types import Cluster
+from sim.utility import UtilitySpec
+from sim.vector.state import Requests
+from sim.workload import WorkloadSpec, generate
+
+
+class AgentSpec(Spec):
+    """A router to be trained, and how."""
+
+    architecture: dict[str, JsonValue]  # a Hydra node with _target_
+    practice: PracticeSettings
+    dqn: DqnSpec
+
+
+class TrainSpec(Spec):
+    """All that `python -m agent.train` is told."""
+
+    name: str
+    output_dir: str
+    cluster: ClusterSpec
+    workload: WorkloadSpec
+    tasks: TasksSpec
+    utility: UtilitySpec
+    reward: RewardSpec
+    agent: AgentSpec
+    seed: int = Field(ge=0)  # of the first router and of the workloads
+    seeds: int = Field(ge=1)  # routers trained side by side, each from a seed of its own
+    pool: int = Field(ge=1)  # workloads to practise on
+    validation: int = Field(ge=1)  # workloads to choose the weights by
+    assess_every: int = Field(ge=1)  # iterations
+    save_every: int = Field(ge=1)  # iterations
+    resume: bool
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.workload.kind == "saved":
+            raise ValueError("workload.kind must be synthetic or trace: a saved one has one draw")
+        return self
+
+
+def train(key: Array, config: TrainSpec) -> tuple[Learner, Metrics]:
+    """A router trained to the end from nothing; metrics have an axis of iterations.
+
+    Pure, to be jitted with `config` given and vmapped over keys; the key is consumed.
+    """
+    return make_loop(make_practice(config), config).train(key)
+
+
+def make_loop(practice: Practice, spec: TrainSpec) -> Loop:
+    """The learner of a training."""
+    network = practice.architecture.network(practice.cluster.models)
+    return Loop(practice, network, spec.agent.dqn)
+
+
+def make_practice(spec: TrainSpec) -> Practice:
+    """What the learner learns in.
+
+    Raises:
+        ConfigError: if a setting does not fit another.
+        TraceError: if a recorded workload cannot be read.
+        WorkloadError: if no request arrives.
+    """
+    architecture = make_architecture(spec.agent.architecture, "agent.architecture")
+    cluster = build_cluster(spec.cluster, load_bundle(spec.cluster.profile), spec.tasks.names)
+    pool = _draw(spec, cluster, 0, spec.pool)
+    practice = PracticeSpec(**dict(spec.agent.practice), reward=spec.reward)
+    return Practice(architecture, cluster, pool, practice)
+
+
+def validation_of(spec: TrainSpec, cluster: Cluster) -> Requests:
+    """Workloads [W] that are never practised on."""
+    return _draw(spec, cluster, 1, spec.validation)
+
+
+def _draw(spec: TrainSpec, cluster: Cluster, stream: int, count: int) -> Requests:
+    """The first requests of `count` workloads, by seeds that no evaluation is given."""
+    source = np.random.SeedSequence(spec.seed, spawn_key=(stream,))
+    seeds = source.generate_state(count, np.uint64) | np.uint64(1 << 63)
+    context = int(cluster.max_context.min())
+    drawn = [generate(spec.workload, spec.tasks, int(seed), context) for seed in seeds]
+    return to_pool(drawn, spec.utility, spec.agent.practice.requests)
