@@ -76,8 +76,8 @@ class Scalars:
                 writer.add_scalar("validation/worst_workload", performance.min(), step)
 
 
-def go(trainer: Trainer, console: Console) -> bool:
-    """Train to the end, or until asked to stop: whether it was."""
+def go(trainer: Trainer, console: Console) -> None:
+    """Train to the end, or until asked to stop, and save the state now and then."""
     spec, saved = trainer.spec, trainer.iteration
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -98,9 +98,8 @@ def go(trainer: Trainer, console: Console) -> bool:
             if trainer.iteration - saved >= spec.save_every and not trainer.diverged:
                 trainer.save()
                 saved = trainer.iteration
-        if not trainer.diverged:
+        if not trainer.diverged:  # what was saved last is from before
             trainer.save()
-        return stop() and not trainer.finished
 
 
 def _told(metrics: Metrics) -> str:
@@ -143,6 +142,31 @@ def summary(trainer: Trainer, kept: Checkpoint) -> str:
     )
 
 
+def finish(trainer: Trainer, made_by: str, console: Console) -> str | None:
+    """Write checkpoint and report and show what they say; what to complain of at the end."""
+    spec, at = trainer.spec, trainer.iteration
+    if trainer.run.best_iteration.max() == 0:
+        return f"stopped at iteration {at}, before the first validation: the same command goes on"
+    kept = trainer.checkpoint(made_by)
+    folder, page = Path(spec.output_dir, "checkpoint"), Path(spec.output_dir, "report.html")
+    checkpoint.save(kept, folder)
+    write_training_report(page, trainer, kept)
+    for table in tables(trainer, kept):
+        console.print(table)
+    console.print(summary(trainer, kept), highlight=False)
+    console.print(f"[dim]{kept.spec.profile} profile[/]", highlight=False)
+    console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
+    console.print(f"checkpoint: {folder}", highlight=False, soft_wrap=True)
+    if trainer.diverged:
+        seeds = ", ".join(map(str, trainer.diverged))
+        return (
+            f"diverged at iteration {at} (seed {seeds}): weights became infinite or NaN; the "
+            "checkpoint has the best from before. A lower agent.dqn.learning_rate than "
+            f"{spec.agent.dqn.learning_rate:g} may help"
+        )
+    return None if trainer.finished else f"stopped at iteration {at}: the same command goes on"
+
+
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Train, keep the best weights; end with a table and the path of the checkpoint."""
@@ -157,34 +181,17 @@ def main(config: DictConfig) -> None:
             trainer = Trainer(spec)
         if trainer.resume():
             console.print(f"going on from iteration {trainer.iteration}", highlight=False)
-        stopped = go(trainer, console)
+        go(trainer, console)
+        command_line = ["python", "-m", "agent.train", *HydraConfig.get().overrides.task]
+        complaint = finish(trainer, shlex.join(command_line), console)
     except MissingMandatoryValue as missing:
         sys.exit(f"refused: {missing.full_key} is missing")
     except (ConfigError, WorkloadError, TraceError, OSError) as refused:
         sys.exit(f"refused: {refused}")
     except KeyboardInterrupt:
         sys.exit("stopped at once: the same command goes on from what was saved last")
-    if trainer.run.best_iteration.max() == 0:
-        sys.exit(f"stopped at iteration {trainer.iteration}, before the first validation: "
-                 "the same command goes on")  # fmt: skip
-    overrides = HydraConfig.get().overrides.task
-    kept = trainer.checkpoint(shlex.join(["python", "-m", "agent.train", *overrides]))
-    folder, page = Path(spec.output_dir, "checkpoint"), Path(spec.output_dir, "report.html")
-    checkpoint.save(kept, folder)
-    write_training_report(page, trainer, kept)
-    for table in tables(trainer, kept):
-        console.print(table)
-    console.print(summary(trainer, kept), highlight=False)
-    console.print(f"[dim]{kept.spec.profile} profile[/]", highlight=False)
-    console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
-    console.print(f"checkpoint: {folder}", highlight=False, soft_wrap=True)
-    if trainer.diverged:
-        seeds = ", ".join(map(str, trainer.diverged))
-        sys.exit(f"diverged at iteration {trainer.iteration} (seed {seeds}): weights became "
-                 "infinite or NaN; the checkpoint has the best before. Lower "
-                 f"agent.dqn.learning_rate = {spec.agent.dqn.learning_rate:g}")  # fmt: skip
-    if stopped:
-        sys.exit(f"stopped at iteration {trainer.iteration}: the same command goes on")
+    if complaint is not None:
+        sys.exit(complaint)
 
 
 if __name__ == "__main__":

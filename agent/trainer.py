@@ -65,24 +65,29 @@ class Trainer:
         practice = make_practice(spec)
         loop = make_loop(practice, spec)
         self.validation = validation_of(spec, practice.cluster)
-        keys = jax.vmap(jax.random.key)(np.arange(spec.seed, spec.seed + spec.seeds))
-        learner = jax.jit(jax.vmap(loop.start))(keys)
+        self._start = jax.jit(jax.vmap(loop.start))
         self._iterate = jax.jit(jax.vmap(loop.iterate), donate_argnums=0)
         self._assess = jax.jit(jax.vmap(practice.assess, in_axes=(0, None)))
+        self.run = self.start()
+
+    def start(self) -> Run:
+        """A training of which nothing has been done."""
+        spec, iterations = self.spec, self.iterations
+        seeds = np.arange(spec.seed, spec.seed + spec.seeds)
+        learner = self._start(jax.vmap(jax.random.key)(seeds))
         metrics = jax.eval_shape(self._iterate, learner)[1]
-        assessments = -(-self.iterations // spec.assess_every)
-        self.run = Run(
+        assessments = -(-iterations // spec.assess_every)
+        return Run(
             learner=learner,
             best=jax.tree.map(jnp.copy, learner.params),
             best_performance=jnp.full(spec.seeds, -jnp.inf),
             best_iteration=jnp.zeros(spec.seeds, jnp.int32),
-            practice={
-                name: np.full((self.iterations, spec.seeds), np.nan, np.float32) for name in metrics
-            },
+            practice={name: np.full((iterations, spec.seeds), np.nan, np.float32)
+                      for name in metrics},
             assessed_at=np.zeros(assessments, np.int32),
             validation=np.full((assessments, spec.seeds, spec.validation), np.nan),
             seconds=np.zeros(()),
-        )
+        )  # fmt: skip
 
     @property
     def iteration(self) -> int:
