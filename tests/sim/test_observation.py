@@ -1,9 +1,13 @@
 """What a router can tell from its signals."""
 
+import hashlib
+from dataclasses import fields
+from functools import cached_property
+
 import numpy as np
 import pytest
 
-from sim.observation import WINDOWS_S, fits_alone
+from sim.observation import OBSERVATION_SCHEMA, WINDOWS_S, Observation, fits_alone
 from sim.router import Router, draw_random_bits
 from sim.ticks import to_ticks
 from tests.systems import Send, make_bounds, make_cluster, make_workload, run
@@ -109,3 +113,32 @@ def test_a_router_can_be_driven_by_anything_that_reports():
     observation = router.observe(0, to_ticks(0.25))
     assert observation.inside.tolist() == [6, 0]
     assert router.decide(1, to_ticks(1.0)) == 1
+
+
+def test_the_schema_has_another_number_whenever_something_else_is_observed():
+    names = [field.name for field in fields(Observation) if field.name != "cluster"]
+    derived = [name for name, value in vars(Observation).items()
+               if isinstance(value, cached_property)]  # fmt: skip
+    names += [name for name in derived if name != "xp" and not name.startswith("_")]
+    digest = hashlib.sha256()
+
+    class Watch(Send):
+        def decide(self, state, observation):
+            for name in names:
+                value = np.asarray(getattr(observation, name), np.float64)
+                digest.update(f"{name} {np.round(value, 6).tolist()}".encode())
+            return super().decide(state, observation)
+
+    rng = np.random.Generator(np.random.Philox(0))
+    cluster = make_cluster(
+        [[0, 1], [1]], step_s=[0.1, 0.2], token_s=[0.01, 0.02], pair_s=[0.001, 0.002],
+        kv_token_s=[0.001, 0.001], tasks=("a", "b"), token_budget=40,
+    )  # fmt: skip
+    workload = make_workload(
+        np.sort(rng.uniform(0, 30, 60)).tolist(), prompt=rng.integers(1, 30, 60).tolist(),
+        output=rng.integers(1, 20, 60).tolist(), max_tokens=20, tasks=("a", "b"),
+        task=rng.integers(0, 2, 60).tolist(),
+    )  # fmt: skip
+    run(cluster, workload, Watch([0, 1, 2]), e2e_s=6.0, ttft_s=3.0, tpot_s=1.0)
+    # where this fails, raise OBSERVATION_SCHEMA: routers trained before would misread
+    assert (OBSERVATION_SCHEMA, digest.hexdigest()[:16]) == (1, "2320aa7495caf9f8")
