@@ -54,7 +54,7 @@ def flat(tree: Tree) -> Tensors:
 
 
 def restored(tensors: Tensors, like: Tree, key: str) -> Tree:
-    """A tree of the kind of `like`, with arrays as of `flat`.
+    """A tree of the kind of `like`, NumPy where that is, with arrays as of `flat`.
 
     Raises:
         ConfigError: naming `key`, if they are not the arrays of such a tree.
@@ -62,12 +62,14 @@ def restored(tensors: Tensors, like: Tree, key: str) -> Tree:
     wanted = shapes(jax.eval_shape(lambda: jax.tree.map(_data, like)))
     check_shapes(tensors, wanted, key)
     leaves, structure = jax.tree.flatten(like)
-    arrays = [
-        jax.random.wrap_key_data(jnp.array(tensors[name]))
-        if _is_key(leaf)
-        else jnp.array(tensors[name])
-        for name, leaf in zip(wanted, leaves, strict=True)
-    ]
+    arrays: list[Tree] = []
+    for name, leaf in zip(wanted, leaves, strict=True):
+        if isinstance(leaf, np.ndarray | np.generic):
+            arrays.append(tensors[name])
+        elif _is_key(leaf):
+            arrays.append(jax.random.wrap_key_data(jnp.array(tensors[name])))
+        else:
+            arrays.append(jnp.array(tensors[name]))
     return jax.tree.unflatten(structure, arrays)
 
 

@@ -1,6 +1,5 @@
 """The command that trains a router: `python -m agent.train`."""
 
-import os
 import shlex
 import signal
 import sys
@@ -11,6 +10,7 @@ from types import FrameType
 
 import hydra
 import jax
+import joblib  # type: ignore[import-untyped]
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Float32
@@ -171,7 +171,7 @@ def finish(trainer: Trainer, made_by: str, console: Console) -> str | None:
 def main(config: DictConfig) -> None:
     """Train, keep the best weights; end with a table and the path of the checkpoint."""
     console = Console()
-    cores = len(os.sched_getaffinity(0))
+    cores = joblib.cpu_count()
     if jax.config.values["jax_num_cpu_devices"] != cores:  # practice is played on all of them
         jax.config.update("jax_num_cpu_devices", cores)  # type: ignore[no-untyped-call]
     try:

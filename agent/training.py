@@ -81,7 +81,7 @@ def make_practice(spec: TrainSpec) -> Practice:
     cluster = build_cluster(spec.cluster, load_bundle(spec.cluster.profile), spec.tasks.names)
     pool = _draw(spec, cluster, 0, spec.pool)
     practice = PracticeSpec(**dict(spec.agent.practice), reward=spec.reward)
-    return Practice(architecture, cluster, pool, practice)
+    return Practice(architecture, cluster, pool, practice, spec.utility.miss_penalty)
 
 
 def validation_of(spec: TrainSpec, cluster: Cluster) -> Requests:

@@ -102,13 +102,16 @@ def test_a_training_goes_on_from_its_state_to_the_same_bits(anew, finished):
 @pytest.mark.slow
 def test_a_training_that_was_killed_comes_to_the_same_bits(anew, finished, settings):
     folder = Path(anew.spec.output_dir)
-    core = min(os.sched_getaffinity(0))
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "agent.train", *TINY, f"output_dir={folder}"],
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(settings)},
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # as many devices as here
-        stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})  # inherited: it is to have as many devices as here, one
+    try:
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "agent.train", *TINY, f"output_dir={folder}"],
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(settings)},
+            stdout=subprocess.DEVNULL,
+        )
+    finally:
+        os.sched_setaffinity(0, cores)
     while not (folder / STATE).is_file():
         assert killed.poll() is None
         time.sleep(0.01)
@@ -165,7 +168,7 @@ def test_training_is_a_function_of_a_key_and_the_same_beside_other_seeds(trainer
     pure = partial(train, config=trainer.spec)
     learner, metrics = jax.jit(pure)(jax.random.key(1))
     for name, values in metrics.items():
-        assert values == pytest.approx(trainer.run.practice[name][:, 1], rel=1e-4)
+        assert np.asarray(values) == pytest.approx(trainer.run.practice[name][:, 1], rel=1e-4)
     beside = jax.tree.map(lambda leaf: leaf[1], trainer.run.learner.params)
     assert jax.tree.all(jax.tree.map(partial(jnp.allclose, rtol=1e-4, atol=1e-6),
                                      learner.params, beside))  # fmt: skip
@@ -279,12 +282,20 @@ def test_every_agent_that_is_shipped_is_complete(agent):
         ("agent.practice.stretch=[2,1]", "agent.practice = .*stretch must go"),
         ("agent.architecture.hold_s=-1", "agent.architecture = .*hold_s = -1"),
         ("agent.architecture._target_=agent.architectures.Oracle", "agent.architecture = .*Oracle"),
-        ("agent.architecture._target_=pathlib.Path", "agent.architecture = "),
+        (
+            "agent.architecture._target_=pathlib.Path",
+            "agent.architecture._target_ = .*has no hold_s",
+        ),
         ("reward.kind=fame", "reward.kind = 'fame'"),
-        ("workload=saved workload.path=x", "workload.kind must be synthetic or trace"),
         ("cluster.models=[opt-13b]", "opt-13b"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(override, message):
     with pytest.raises(ConfigError, match=message):
-        make_practice(make_spec(*override.split(" ")))
+        make_practice(make_spec(override))
+
+
+def test_a_workload_of_one_draw_alone_is_refused():
+    config = compose("train", overrides=["name=x", "workload=saved", "workload.path=x"])
+    with pytest.raises(ConfigError, match=r"workload.kind must be synthetic or trace"):
+        check(TrainSpec, OmegaConf.to_container(config, resolve=True), "")
