@@ -113,7 +113,7 @@ def _told(metrics: Metrics) -> str:
 def tables(trainer: Trainer, kept: Checkpoint) -> Iterator[Table]:
     """The short tables that end a training."""
     run, spec = trainer.run, trainer.spec
-    table = Table(title="validation: utility earned, % of peak", title_justify="left", box=None)
+    table = Table(title="validation, % of peak", title_justify="left", box=None)
     for name in ("requests/s", "workloads", kept.kind):
         table.add_column(name, justify="right")
     for band in kept.spec.bands:
