@@ -3,5 +3,6 @@
 from agent.architectures.architecture import Architecture
 from agent.architectures.paper import Paper
 from agent.architectures.plans import Plans
+from agent.architectures.replicas import Replicas
 
-__all__ = ["Architecture", "Paper", "Plans"]
+__all__ = ["Architecture", "Paper", "Plans", "Replicas"]
