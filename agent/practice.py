@@ -126,7 +126,7 @@ class Practice:
 
     def blank(self) -> Transitions:
         """One transition of zeros."""
-        observation = idle(self.cluster, jnp)
+        observation = idle(jax.tree.map(jnp.asarray, self.cluster), jnp)
         held = jnp.int32(0)
         features = jax.tree.map(jnp.zeros_like, self.architecture.features(held, observation))
         allowed = jnp.zeros(self.architecture.n_choices(self.cluster), bool)
