@@ -28,8 +28,8 @@ class DqnSpec(Spec):
     learning_rate: float = Field(gt=0)  # at the start; falls to a tenth along a cosine
     gradient_norm: float = Field(gt=0)  # beyond it gradients are clipped
     target_rate: float = Field(gt=0, le=1)  # of the target network's moving average, per update
-    epsilon: float = Field(ge=0, le=1)  # exploration at the start
-    epsilon_end: float = Field(ge=0, le=1)  # and from `epsilon_share` of the iterations on
+    epsilon: float = Field(ge=0)  # exploration at the start, in the environment's unit
+    epsilon_end: float = Field(ge=0)  # and from `epsilon_share` of the iterations on
     epsilon_share: float = Field(gt=0, le=1)
 
 
