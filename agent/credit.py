@@ -4,6 +4,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int32, Int64
+from pydantic import Field
 
 from sim.config import Spec
 from sim.ticks import NEVER
@@ -14,10 +15,15 @@ class CreditSpec(Spec):
 
     `interval`: to the decision that was in force when the request left, and not to one before its
     own; a request that was never taken in leaves at its own. `own`: to the decision that routed it.
+
+    Besides, what lateness takes from a request may be charged to all that were on its device
+    meanwhile, `blame` times over: what a request costs the others is not in its own outcome, and
+    the last one on a full device costs them more than an equal share.
     """
 
     paid: Literal["interval", "own"]
     per: Literal["decision", "arrival"]  # the sum of rewards, or its ratio to expected arrivals
+    blame: float = Field(default=0.0, ge=0)
 
 
 def credited(

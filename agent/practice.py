@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from agent.architectures import Architecture
 from agent.architectures.architecture import Params
+from agent.blame import shared
 from agent.credit import CreditSpec, credited
 from agent.dqn.environment import Metrics, Transitions
 from agent.dqn.targets import n_step
@@ -209,9 +210,18 @@ class Practice:
         result = traced_result(requests, self.cluster, end)
         taken_in = (result.outcome == Outcome.FINISHED) | (result.outcome == Outcome.CANCELLED)
         seconds = jnp.diff(notes.at, append=notes.at[-1:]) / TICKS_PER_S
+        worth = reward(spec.reward, earned, best)
+        if spec.credit.blame:
+            cluster = result.cluster
+            quality = cluster.quality[cluster.replica_model[end.replica], requests.task]
+            late = jnp.where(taken_in, quality - earned, 0.0)
+            worth -= spec.credit.blame * shared(
+                late, taken_in, cluster.replica_device[end.replica], reaches,
+                end.record[:, LEFT_AT], cluster.n_devices,
+            )  # fmt: skip
         rewards = credited(
-            spec.credit, notes.at, count, own, end.record[:, LEFT_AT], taken_in,
-            reward(spec.reward, earned, best), notes.rate_rps * seconds,
+            spec.credit, notes.at, count, own, end.record[:, LEFT_AT], taken_in, worth,
+            notes.rate_rps * seconds,
         )  # fmt: skip
         last = count - 1
         total, follows, discount = n_step(rewards, last, spec.discount, spec.steps)

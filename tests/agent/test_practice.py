@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from agent.architectures import Paper, Plans
+from agent.blame import shared
 from agent.credit import CreditSpec
 from agent.learned import Learned
 from agent.practice import Practice, PracticeSpec, to_pool
@@ -147,6 +148,24 @@ def test_a_reward_is_what_the_request_earned():
     np.testing.assert_allclose(noted.reward, earned[:-1], rtol=1e-6)
     assert noted.reward.dtype == np.float32
     assert noted.discount == pytest.approx(0.9)
+
+
+def test_what_lateness_takes_is_charged_to_all_on_the_device_besides():
+    credit = CreditSpec(paid="own", per="decision", blame=2.0)
+    paper = practice(PAPER, WORKLOADS[:1], credit=credit, clusters=1)
+    collected = program(paper.collect)(jax.random.key(0), weights(PAPER), jnp.float32(0))
+    result, _ = in_simpy(PAPER, 0)
+    earned = utility(result, SCORED.miss_penalty)
+    taken_in = np.isin(result.outcome, (Outcome.FINISHED, Outcome.CANCELLED))
+    came, left = WORKLOADS[0].arrival_ticks + CLUSTER.overhead_ticks, result.leave_ticks
+    late = CLUSTER.quality[CLUSTER.replica_model[result.replica], WORKLOADS[0].task] - earned
+    assert np.count_nonzero(late[taken_in]) > 3
+    charged = shared(
+        jnp.asarray(np.where(taken_in, late, 0)), taken_in,
+        CLUSTER.replica_device[result.replica], came, left, CLUSTER.n_devices,
+    )  # fmt: skip
+    noted = rows(collected, 0, paper.spec)
+    np.testing.assert_allclose(noted.reward, (earned - 2 * charged)[:-1], rtol=1e-5, atol=1e-6)
 
 
 def test_a_round_reports_the_performance_of_the_other_engine():
