@@ -23,7 +23,7 @@ from sim.router import SIGNALS
 from sim.ticks import NEVER
 from sim.types import Cluster
 from sim.utility import utility
-from sim.vector.simulate import traced_result
+from sim.vector.simulate import to_result
 from sim.vector.state import to_requests
 from tests.benchmarks.systems import spec, system
 from tests.systems import make_cluster
@@ -161,14 +161,12 @@ def test_both_engines_decide_alike():
         lambda requests: play(cluster, lambda _: policy, None, requests),
         compiler_options={"xla_backend_optimization_level": 0},
     )(requests)
-    result = simulate(cluster, workload, bounds, policy)
-    count = len(workload)
-    assert np.mean(result.replica == end.replica[0, :count]) >= 0.99
-    assert len(set(result.replica.tolist())) > 3
-    requests, end = jax.tree.map(lambda leaf: leaf[0], (requests, end))
-    there = traced_result(requests, cluster, end)
-    earned = np.mean(utility(there, 0.0)[:count])
-    assert np.mean(utility(result, 0.0)) == pytest.approx(earned, abs=0.005)
+    in_jax = to_result(workload, cluster, bounds, jax.tree.map(lambda leaf: leaf[0], end))
+    in_simpy = simulate(cluster, workload, bounds, policy)
+    assert np.mean(in_simpy.replica == in_jax.replica) >= 0.99
+    assert len(set(in_simpy.replica.tolist())) > 3
+    earned = [np.mean(utility(result, 0.0)) for result in (in_simpy, in_jax)]
+    assert earned[0] == pytest.approx(earned[1], abs=0.005)
 
 
 def test_layers_without_units_are_refused():
