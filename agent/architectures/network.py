@@ -20,3 +20,14 @@ class Mlp(nn.Module):
             hidden = nn.relu(nn.Dense(width)(hidden))
         values: Float32[Array, "*b A"] = nn.Dense(self.n_outputs)(hidden)
         return values
+
+
+class PlanNet(nn.Module):
+    """Values of plans, each from its own features by the same perceptron."""
+
+    widths: Sequence[int]
+
+    @nn.compact
+    def __call__(self, features: Float32[Array, "*b P F"]) -> Float32[Array, "*b P"]:
+        """Values of the plans."""
+        return Mlp(self.widths, 1)(features)[..., 0]

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Self
 
 import flax.linen as nn
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int
 from pydantic import Field, model_validator
 
-from agent.architectures.architecture import log_scaled
-from agent.architectures.network import Mlp
+from agent.architectures import fluid
+from agent.architectures.fluid import Table
+from agent.architectures.network import PlanNet
 from agent.baselines.rule import least
 from sim.config import ConfigError, Spec, check
 from sim.observation import Array, Observation
@@ -65,22 +66,43 @@ class Plans:
         return len(self._plans)
 
     def network(self, models: tuple[str, ...]) -> nn.Module:
-        """A perceptron."""
-        return Mlp(self._widths, len(self._plans))
+        """A perceptron that every plan goes through."""
+        return PlanNet(self._widths)
 
-    def features(self, held: Int[Array, ""], observation: Observation) -> Float32[Array, " F"]:
-        """Per device: arrival rates at all time scales, load by model; task mix and plan held."""
+    def features(self, held: Int[Array, ""], observation: Observation) -> Float32[Array, "P F"]:
+        """What each plan has before it, next to what is the same for all of them.
+
+        Load of the larger models, load of the smallest and regret per request, at the arrival
+        rates of all time scales; work in the way; what changes against the plan held.
+        """
         xp, cluster = observation.xp, observation.cluster
+        table = self.table(cluster)
         rates_rps = observation.arrival_rate_rps
         total_rps = xp.sum(rates_rps, axis=1)
-        mix = rates_rps[2] / xp.maximum(total_rps[2], 1e-6)
+        mix = rates_rps[2] / xp.maximum(total_rps[2], 1e-9)
+        capacity = fluid.capacity_rps(observation)
+        upper, base, regret = fluid.prospects(table, total_rps, mix, capacity, observation)
+        drain_s = fluid.drains_s(capacity, observation)
+        before = xp.stack(fluid.in_the_way(table, drain_s, observation), axis=1)
+        moved = xp.mean(table.model != xp.asarray(table.model)[held], axis=1)
+        is_held = xp.arange(len(table.price)) == held
+        of_plan = xp.concatenate(
+            [
+                _squashed(upper), _squashed(base), regret, _squashed(before),
+                xp.stack([moved, is_held, xp.mean(table.model, axis=1)], axis=1),
+            ],
+            axis=1,
+        )  # fmt: skip
+        load = total_rps[:, None] / xp.maximum(capacity * cluster.n_devices, 1e-9)
         of_model = cluster.replica_model == xp.arange(len(cluster.models))[:, None]
-        running = xp.sum(xp.where(of_model, observation.running, 0), axis=1)
-        waiting = xp.sum(xp.where(of_model, observation.waiting, 0), axis=1)
-        counts = xp.concatenate([total_rps, running, waiting]) / cluster.n_devices
-        plans = xp.arange(len(self._plans)) == held
-        parts = [log_scaled(counts, observation), mix, plans]
-        return xp.concatenate([xp.asarray(part, dtype=xp.float32) for part in parts])
+        drain = xp.sum(of_model * drain_s, axis=1) / cluster.n_devices
+        shared = _squashed(xp.concatenate([load.reshape(-1), drain]))
+        everywhere = xp.broadcast_to(shared, (len(table.price), len(shared)))
+        return xp.asarray(xp.concatenate([of_plan, everywhere], axis=1), dtype=xp.float32)
+
+    def table(self, cluster: Cluster) -> Table:
+        """The plans as arrays."""
+        return _table(self._plans, cluster.n_devices, len(cluster.models))
 
     def allowed(self, observation: Observation) -> Bool[Array, " A"]:
         """All plans."""
@@ -89,10 +111,7 @@ class Plans:
     def act(self, choice: Int[Array, ""], observation: Observation) -> Int[Array, ""]:
         """See the class."""
         xp, cluster = observation.xp, observation.cluster
-        model, price, cap = (
-            xp.asarray(column)[choice]
-            for column in _table(self._plans, cluster.n_devices, len(cluster.models))
-        )
+        model, price, cap = (xp.asarray(column)[choice] for column in self.table(cluster))
         served = model[cluster.replica_device] == cluster.replica_model
         smallest = cluster.replica_model == xp.min(model)
         quality, base = observation.quality, cluster.quality[xp.min(model), observation.task]
@@ -108,11 +127,14 @@ class Plans:
         return action
 
 
+def _squashed(values: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Loads and times on a scale from 0 to 1: x / (1 + x)."""
+    return values / (1 + values)
+
+
 @cache
-def _table(
-    plans: tuple[PlanSpec, ...], n_devices: int, n_models: int
-) -> tuple[Int32[np.ndarray, "P D"], Float64[np.ndarray, " P"], Int32[np.ndarray, " P"]]:
-    """The model that each device serves in each plan, the prices and the caps.
+def _table(plans: tuple[PlanSpec, ...], n_devices: int, n_models: int) -> Table:
+    """Plans as arrays.
 
     Raises:
         ConfigError: if a plan has not a share for each model.
@@ -127,4 +149,4 @@ def _table(
         rank = np.searchsorted(until, np.arange(n_devices), side="right")
         served.append(n_models - 1 - rank)
     prices, caps = [plan.price for plan in plans], [plan.cap for plan in plans]
-    return np.array(served, np.int32), np.array(prices), np.array(caps, np.int32)
+    return Table(np.array(served, np.int32), np.array(prices), np.array(caps, np.int32))
