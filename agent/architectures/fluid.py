@@ -1,0 +1,120 @@
+"""What a service plan comes to if requests were a fluid: loads, losses and work in the way.
+
+P plans, D devices, M models, R replicas, T tasks, S time scales.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from sim.observation import Array, Observation
+from sim.ticks import TICKS_PER_S
+
+LONGEST_S = 60.0  # slack beyond which there is no hurry
+
+
+class Table(NamedTuple):
+    """The plans of a cluster."""
+
+    model: Int[np.ndarray, "P D"]  # that each device serves
+    price: Float[np.ndarray, " P"]  # least gain in quality over the smallest model served
+    cap: Int[np.ndarray, " P"]  # requests inside a replica beyond which it is passed over
+
+
+def capacity_rps(observation: Observation) -> Float[Array, " M"]:
+    """Requests that a device could finish per second with one model alone; 0 if it has no replica.
+
+    For requests of the mean context of those that decode now, or else like the one observed.
+    """
+    xp, cluster = observation.xp, observation.cluster
+    output = observation.expected_output_tokens
+    decoding, kv_tokens = xp.sum(observation.decoding), xp.sum(observation.kv_tokens)
+    seen = kv_tokens / xp.maximum(decoding, 1) - output / 2
+    prompt = xp.where(decoding > 0, xp.maximum(seen, 1.0), observation.prompt_tokens)
+    model = cluster.replica_model
+    in_cache = cluster.kv_blocks * cluster.block_tokens / (prompt + output)
+    batch = xp.clip(xp.floor(in_cache), 1, cluster.max_batch).astype(int)
+    budget = cluster.token_budget
+    decode = cluster.host_ticks[model] + cluster.tokens_ticks[model, batch]
+    decode = decode + cluster.kv_token_ticks[model] * batch * (prompt + output / 2)
+    prefill = cluster.host_ticks[model] + cluster.tokens_ticks[model, budget]
+    rate = TICKS_PER_S / (output * decode / batch + prompt * prefill / budget)
+    of_model = model == xp.arange(len(cluster.models))[:, None]
+    return xp.max(xp.where(of_model, rate, 0.0), axis=1)
+
+
+def prospects(
+    table: Table, rate_rps: Float[Array, " S"], mix: Float[Array, " T"],
+    capacity: Float[Array, " M"], observation: Observation,
+) -> tuple[Float[Array, "P S"], Float[Array, "P S"], Float[Array, "P S"]]:  # fmt: skip
+    """Load of the larger models of each plan, of its smallest, and regret per request.
+
+    What the larger models cannot serve goes to the smallest; what that cannot serve is lost.
+    """
+    xp, quality = observation.xp, xp_quality(observation)
+    n_models = quality.shape[0]
+    models = np.arange(n_models)
+    count = (table.model[:, :, None] == models).sum(axis=1)  # [P, M] devices
+    base = table.model.min(axis=1)
+    floor = quality[base]  # [P, T]
+    eligible = (count > 0)[:, :, None] & (
+        (quality[None] - floor[:, None] >= table.price[:, None, None])
+        | (models == base[:, None])[:, :, None]
+    )
+    target = xp.argmax(xp.where(eligible, quality[None], -1.0), axis=1)  # [P, T]
+    goes = target[:, None, :] == models[:, None]  # [P, M, T]
+    share = xp.sum(goes * mix, axis=2)  # [P, M]
+    room = count * capacity  # [P, M]
+    is_base = models == base[:, None]
+    demand = rate_rps[:, None] * share[:, None]  # [P, S, M]
+    upper = xp.where(is_base[:, None], 0.0, demand)
+    served = xp.minimum(upper, room[:, None])
+    to_base = xp.sum(xp.where(is_base[:, None], demand, upper - served), axis=2)
+    base_room = xp.sum(xp.where(is_base, room, 0.0), axis=1)[:, None]
+    upper_room = xp.sum(xp.where(is_base | (share == 0), 0.0, room), axis=1)[:, None]
+    upper_load = xp.sum(upper, axis=2) / xp.maximum(upper_room, 1e-9)
+    base_load = to_base / xp.maximum(base_room, 1e-9)
+    # quality where everything is served by its target, where all goes to the base
+    best = xp.sum(mix * xp.max(quality, axis=0))
+    of_target = xp.sum(goes * mix * quality[None], axis=2)  # [P, M]
+    mean_target = of_target / xp.maximum(share, 1e-9)
+    gained = xp.sum(xp.where(is_base[:, None], 0.0, served * mean_target[:, None]), axis=2)
+    of_base = xp.sum(mix * floor, axis=1)[:, None]
+    kept = xp.minimum(to_base, base_room) * of_base
+    total = xp.maximum(rate_rps, 1e-9)
+    regret = best - (gained + kept) / total
+    return upper_load, base_load, regret
+
+
+def xp_quality(observation: Observation) -> Float[Array, "M T"]:
+    """Quality of each model on each task."""
+    quality: Float[Array, "M T"] = observation.xp.asarray(observation.cluster.quality)
+    return quality
+
+
+def drains_s(capacity: Float[Array, " M"], observation: Observation) -> Float[Array, " R"]:
+    """Device time that the requests inside each replica still take, the running half done."""
+    xp, model = observation.xp, observation.cluster.replica_model
+    work = observation.waiting + observation.running / 2
+    return work / xp.maximum(xp.asarray(capacity)[model], 1e-9)
+
+
+def in_the_way(
+    table: Table, drain_s: Float[Array, " R"], observation: Observation
+) -> tuple[Float[Array, " P"], Float[Array, " P"], Float[Array, " P"]]:
+    """Work in seconds per device that a plan finds before it.
+
+    On the devices of its smallest model, on the others, and, all devices together, of models that
+    it does not serve where they are.
+    """
+    xp, cluster = observation.xp, observation.cluster
+    on_device = cluster.replica_device == np.arange(cluster.n_devices)[:, None]  # [D, R]
+    per_device = xp.sum(on_device * drain_s, axis=1)
+    is_base = table.model == table.model.min(axis=1)[:, None]  # [P, D]
+    n_base, n_upper = is_base.sum(axis=1), (~is_base).sum(axis=1)
+    base = xp.sum(is_base * per_device, axis=1) / np.maximum(n_base, 1)
+    upper = xp.sum(~is_base * per_device, axis=1) / np.maximum(n_upper, 1)
+    foreign: Bool[Array, "P R"] = table.model[:, cluster.replica_device] != cluster.replica_model
+    other = xp.sum(foreign * drain_s, axis=1) / cluster.n_devices
+    return base, upper, other
