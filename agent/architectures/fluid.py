@@ -5,21 +5,18 @@ P plans, D devices, M models, R replicas, T tasks, S time scales.
 
 from typing import NamedTuple
 
-import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sim.observation import Array, Observation
 from sim.ticks import TICKS_PER_S
 
-LONGEST_S = 60.0  # slack beyond which there is no hurry
-
 
 class Table(NamedTuple):
     """The plans of a cluster."""
 
-    model: Int[np.ndarray, "P D"]  # that each device serves
-    price: Float[np.ndarray, " P"]  # least gain in quality over the smallest model served
-    cap: Int[np.ndarray, " P"]  # requests inside a replica beyond which it is passed over
+    model: Int[Array, "P D"]  # that each device serves
+    price: Float[Array, " P"]  # least gain in quality over the smallest model served
+    cap: Int[Array, " P"]  # requests inside a replica beyond which it is passed over
 
 
 def capacity_rps(observation: Observation) -> Float[Array, " M"]:
@@ -54,7 +51,7 @@ def prospects(
     """
     xp, quality = observation.xp, xp_quality(observation)
     n_models = quality.shape[0]
-    models = np.arange(n_models)
+    models = xp.arange(n_models)
     count = (table.model[:, :, None] == models).sum(axis=1)  # [P, M] devices
     base = table.model.min(axis=1)
     floor = quality[base]  # [P, T]
@@ -109,12 +106,12 @@ def in_the_way(
     it does not serve where they are.
     """
     xp, cluster = observation.xp, observation.cluster
-    on_device = cluster.replica_device == np.arange(cluster.n_devices)[:, None]  # [D, R]
+    on_device = cluster.replica_device == xp.arange(cluster.n_devices)[:, None]  # [D, R]
     per_device = xp.sum(on_device * drain_s, axis=1)
     is_base = table.model == table.model.min(axis=1)[:, None]  # [P, D]
     n_base, n_upper = is_base.sum(axis=1), (~is_base).sum(axis=1)
-    base = xp.sum(is_base * per_device, axis=1) / np.maximum(n_base, 1)
-    upper = xp.sum(~is_base * per_device, axis=1) / np.maximum(n_upper, 1)
+    base = xp.sum(is_base * per_device, axis=1) / xp.maximum(n_base, 1)
+    upper = xp.sum(~is_base * per_device, axis=1) / xp.maximum(n_upper, 1)
     foreign: Bool[Array, "P R"] = table.model[:, cluster.replica_device] != cluster.replica_model
     other = xp.sum(foreign * drain_s, axis=1) / cluster.n_devices
     return base, upper, other

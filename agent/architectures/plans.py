@@ -76,7 +76,7 @@ class Plans:
         rates of all time scales; work in the way; what changes against the plan held.
         """
         xp, cluster = observation.xp, observation.cluster
-        table = self.table(cluster)
+        table = Table(*map(xp.asarray, self.table(cluster)))
         rates_rps = observation.arrival_rate_rps
         total_rps = xp.sum(rates_rps, axis=1)
         mix = rates_rps[2] / xp.maximum(total_rps[2], 1e-9)
@@ -84,7 +84,7 @@ class Plans:
         upper, base, regret = fluid.prospects(table, total_rps, mix, capacity, observation)
         drain_s = fluid.drains_s(capacity, observation)
         before = xp.stack(fluid.in_the_way(table, drain_s, observation), axis=1)
-        moved = xp.mean(table.model != xp.asarray(table.model)[held], axis=1)
+        moved = xp.mean(table.model != table.model[held], axis=1)
         is_held = xp.arange(len(table.price)) == held
         of_plan = xp.concatenate(
             [
