@@ -11,6 +11,7 @@ class Mlp(nn.Module):
 
     widths: Sequence[int]
     n_outputs: int
+    zero: bool = False  # whether its values are 0 before it has learnt anything
 
     @nn.compact
     def __call__(self, features: Float32[Array, "*b F"]) -> Float32[Array, "*b A"]:
@@ -18,16 +19,23 @@ class Mlp(nn.Module):
         hidden = features
         for width in self.widths:
             hidden = nn.relu(nn.Dense(width)(hidden))
-        values: Float32[Array, "*b A"] = nn.Dense(self.n_outputs)(hidden)
+        weights = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        values: Float32[Array, "*b A"] = nn.Dense(self.n_outputs, kernel_init=weights)(hidden)
         return values
 
 
 class PlanNet(nn.Module):
-    """Values of plans, each from its own features by the same perceptron."""
+    """Values of plans, each from its own features by the same perceptron.
+
+    What it learns is added to a first guess, less the feature `regret`: before it has learnt
+    anything, the plan of the least regret is the best.
+    """
 
     widths: Sequence[int]
+    regret: int
 
     @nn.compact
     def __call__(self, features: Float32[Array, "*b P F"]) -> Float32[Array, "*b P"]:
         """Values of the plans."""
-        return Mlp(self.widths, 1)(features)[..., 0]
+        learnt = Mlp(self.widths, 1, zero=True)(features)[..., 0]
+        return learnt - features[..., self.regret]

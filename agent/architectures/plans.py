@@ -14,10 +14,14 @@ from agent.architectures.fluid import Table
 from agent.architectures.network import PlanNet
 from agent.baselines.rule import least
 from sim.config import ConfigError, Spec, check
-from sim.observation import Array, Observation
+from sim.observation import WINDOW_BITS, Array, Observation
 from sim.policy import SHED
 from sim.ticks import MAX_S
 from sim.types import Cluster
+
+
+# where a plan's features tell its regret per request at the arrival rate of the last second
+REGRET = 2 * len(WINDOW_BITS) + 1
 
 
 class PlanSpec(Spec):
@@ -25,7 +29,8 @@ class PlanSpec(Spec):
 
     shares: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1)  # small to large
     price: float = Field(default=0.0, ge=0)  # least gain in quality over the smallest one served
-    cap: int = Field(default=64, ge=1)  # requests inside a replica beyond which it is passed over
+    cap: int = Field(default=64, ge=1)  # requests inside a replica from which it is passed over
+    base_cap: int = Field(default=192, ge=1)  # the same for the smallest model served, if pressed
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -46,9 +51,12 @@ class Plans:
     """Chooses a service plan and holds it; inside, the best model that is in time is taken.
 
     Each device serves one model of a plan: the first devices the largest, the last the smallest.
-    A request goes to the most accurate model whose replica is within the plan's cap and predicted
-    to be in time; of several replicas, to the earliest predicted finish. If there is none, it
-    goes to the earliest predicted finish of the smallest model that the plan serves.
+    A request goes to the most accurate model that the plan serves, is worth its price and has a
+    replica within the cap and predicted to be in time. If there is none, it goes to the smallest
+    model that the plan serves, up to a cap of its own; then to the smallest model of the cluster,
+    wherever that is, in time if it can be. Another model than the plan's would take turns with
+    the plan's for as long as its requests last, and cost all of them their time. Of several
+    replicas the one with the earliest predicted finish is taken.
     """
 
     name = "plans"
@@ -66,8 +74,8 @@ class Plans:
         return len(self._plans)
 
     def network(self, models: tuple[str, ...]) -> nn.Module:
-        """A perceptron that every plan goes through."""
-        return PlanNet(self._widths)
+        """A perceptron that every plan goes through, next to the regret it is shown."""
+        return PlanNet(self._widths, REGRET)
 
     def features(self, held: Int[Array, ""], observation: Observation) -> Float32[Array, "P F"]:
         """What each plan has before it, next to what is the same for all of them.
@@ -111,19 +119,27 @@ class Plans:
     def act(self, choice: Int[Array, ""], observation: Observation) -> Int[Array, ""]:
         """See the class."""
         xp, cluster = observation.xp, observation.cluster
-        model, price, cap = (xp.asarray(column)[choice] for column in self.table(cluster))
-        served = model[cluster.replica_device] == cluster.replica_model
-        smallest = cluster.replica_model == xp.min(model)
-        quality, base = observation.quality, cluster.quality[xp.min(model), observation.task]
-        worth = (quality - base >= price) | smallest
-        takes = served & observation.mask
-        good = takes & worth & (observation.inside < cap) & observation.predicted_on_time
+        table = self.table(cluster)
+        model, price, cap, base_cap = (xp.asarray(column)[choice] for column in table)
+        model_of, device_of = cluster.replica_model, cluster.replica_device
+        served = (model[device_of] == model_of) & observation.mask
+        is_base = model_of == xp.min(model)
+        quality, inside = observation.quality, observation.inside
+        base_quality = xp.asarray(cluster.quality)[xp.min(model), observation.task]
+        worth = is_base | (quality - base_quality >= price)
+        good = served & worth & (inside < cap) & observation.predicted_on_time
         best = xp.max(xp.where(good, quality, -1.0))
-        finish = observation.predicted_finish_ticks
-        tiers = (good & (quality == best), takes & smallest, takes, observation.mask)
+        last_resort = observation.mask & (model_of == xp.min(model_of))
+        tiers = (
+            good & (quality == best),
+            served & is_base & (inside < base_cap),
+            last_resort & observation.predicted_on_time,
+            last_resort,
+        )
         action = xp.asarray(SHED)
         for tier in reversed(tiers):
-            action = xp.where(xp.any(tier), least(observation, finish, tier), action)
+            choice_there = least(observation, observation.predicted_finish_ticks, tier)
+            action = xp.where(xp.any(tier), choice_there, action)
         return action
 
 
@@ -148,5 +164,9 @@ def _table(plans: tuple[PlanSpec, ...], n_devices: int, n_models: int) -> Table:
         until = np.rint(np.cumsum(plan.shares[::-1]) / sum(plan.shares) * n_devices)
         rank = np.searchsorted(until, np.arange(n_devices), side="right")
         served.append(n_models - 1 - rank)
-    prices, caps = [plan.price for plan in plans], [plan.cap for plan in plans]
-    return Table(np.array(served, np.int32), np.array(prices), np.array(caps, np.int32))
+    return Table(
+        np.array(served, np.int32),
+        np.array([plan.price for plan in plans]),
+        np.array([plan.cap for plan in plans], np.int32),
+        np.array([plan.base_cap for plan in plans], np.int32),
+    )
