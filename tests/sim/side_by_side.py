@@ -51,7 +51,7 @@ class Any1:
         told = sum((2 * i + 1) * getattr(observation, name) for i, name in enumerate(SIGNALS))
         mixed = bits + xp.sum(told * xp.arange(1, observation.cluster.n_replicas + 1))
         heedless = mixed % (observation.cluster.n_replicas + 1) - 1
-        which = (bits >> 8) % (len(actions) + 1)
+        which = (bits >> 8) % (2 * len(actions))
         action = heedless
         for i, choice in enumerate(actions):
             action = xp.where(which == i, choice, action)
