@@ -19,7 +19,6 @@ from sim.policy import SHED
 from sim.ticks import MAX_S
 from sim.types import Cluster
 
-
 # where a plan's features tell its regret per request at the arrival rate of the last second
 REGRET = 2 * len(WINDOW_BITS) + 1
 
