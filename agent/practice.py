@@ -45,7 +45,7 @@ class PracticeSettings(Spec):
     decisions: int = Field(ge=2)  # noted in each
     stretch: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]  # of time
     explore_per: Literal["decision", "second"]  # what the learner's epsilon is a chance per
-    stray_s: float = Field(ge=0, le=MAX_S)  # how long a random choice is made again
+    stray_s: float = Field(default=0.0, ge=0, le=MAX_S)  # how long a random choice is made again
     credit: CreditSpec
     discount: float = Field(ge=0, lt=1)  # from one decision to the next
     steps: int = Field(ge=1)  # decisions until values are taken from the network

@@ -77,7 +77,7 @@ def test_the_paper_chooses_among_the_models_that_would_take_the_request():
     assert [int(Paper().act(choice, nowhere)) for choice in (0, 1)] == [SHED, SHED]
 
 
-HALVES, LARGE, DEAR, FAIR, CAPPED = range(5)
+HALVES, LARGE, DEAR, FAIR, CAPPED, STRICT = range(6)
 PLANS = Plans(
     [
         {"shares": [1, 1]},  # the first device serves the large model, the second the small one
@@ -85,6 +85,7 @@ PLANS = Plans(
         {"shares": [1, 1], "price": 0.51},
         {"shares": [1, 1], "price": 0.5},
         {"shares": [1, 1], "cap": 3},
+        {"shares": [0, 1], "base_cap": 3},
     ],
     hold_s=1.0,
     widths=[8],
@@ -105,11 +106,16 @@ CARRIED_OUT = {
     "below the cap": (CAPPED, {"running": at(r1=1), "waiting": at(r1=1)}, 1),
     "at the cap": (CAPPED, {"running": at(r1=2), "waiting": at(r1=1)}, 2),
     "the smallest, even beyond its cap": (CAPPED, {"running": at(r1=3, r2=4)}, 2),
-    "what the plan serves, if the smallest is masked": (
-        HALVES, {"e2e_slack_ticks": SHORT, "mask": only(0, 1, 3)}, 1,
+    "up to its own cap": (STRICT, {"e2e_slack_ticks": NEVER_ON_TIME, "running": at(r1=3)}, 3),
+    "and then the smallest of the cluster": (
+        STRICT, {"e2e_slack_ticks": NEVER_ON_TIME, "running": at(r1=3, r3=3)}, 0,
     ),
-    "what the plan does not serve, if all that it serves is masked": (
-        HALVES, {"mask": only(0, 3)}, 0,
+    "that too if all that the plan serves is masked": (LARGE, {"mask": only(0, 2)}, 0),
+    "in time, if it can be": (
+        LARGE, {"e2e_slack_ticks": SHORT, "mask": only(0, 2), "prefill_tokens": at(r0=900)}, 2,
+    ),
+    "nothing, rather than a larger model that the plan does not serve": (
+        HALVES, {"mask": only(3)}, SHED,
     ),
     "nothing, if all is masked": (HALVES, {"mask": only()}, SHED),
 }  # fmt: skip

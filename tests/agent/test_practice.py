@@ -98,7 +98,8 @@ class Recording:
         due = observation.now_ticks >= state.until
         action, after = self.router.decide(state, observation)
         if due:
-            self.made.append((observation.now_ticks, features, int(after.choice)))
+            rate_rps = observation.arrival_rate_rps[1:].sum(axis=1).max()
+            self.made.append((observation.now_ticks, features, int(after.choice), rate_rps))
         return action, after
 
 
@@ -131,11 +132,11 @@ def rows(collected: Any, cluster: int, spec: PracticeSpec = SPEC) -> Any:
 def test_notes_are_the_decisions_that_were_made_in_their_order():
     _, made = in_simpy(PAPER, 0)
     assert len(made) == REQUESTS
-    assert len({choice for _, _, choice in made}) == 2
+    assert len({choice for _, _, choice, _ in made}) == 2
     for cluster in range(CLUSTERS):
         noted = rows(rounds_of_paper()[0], cluster)
-        assert noted.choice.tolist() == [choice for _, _, choice in made[:-1]]
-        features = np.stack([seen for _, seen, _ in made])
+        assert noted.choice.tolist() == [choice for _, _, choice, _ in made[:-1]]
+        features = np.stack([seen for _, seen, *_ in made])
         np.testing.assert_allclose(noted.features, features[:-1], atol=1e-6)
         np.testing.assert_allclose(noted.next_features, features[1:], atol=1e-6)
 
@@ -190,13 +191,13 @@ def test_a_router_that_holds_its_choice_is_credited_by_the_time_it_was_in_force(
     plans = practice(PLANS, WORKLOADS[1:], **changes, clusters=1, decisions=60)
     collected = program(plans.collect)(jax.random.key(0), weights(PLANS), jnp.float32(0))
     result, made = in_simpy(PLANS, 1)
-    at = np.array([now for now, _, _ in made])
+    at = np.array([now for now, *_ in made])
     assert len(made) < len(WORKLOADS[1])
     assert (np.diff(at) >= to_ticks(HOLD_S)).all()
     noted = rows(collected, 0, plans.spec)
-    assert noted.choice.tolist() == [choice for _, _, choice in made[:-1]]
+    assert noted.choice.tolist() == [choice for _, _, choice, _ in made[:-1]]
     assert len(set(noted.choice.tolist())) > 1
-    features = np.stack([seen for _, seen, _ in made])
+    features = np.stack([seen for _, seen, *_ in made])
     np.testing.assert_allclose(noted.features, features[:-1], atol=1e-6)
 
     taken_in = np.isin(result.outcome, (Outcome.FINISHED, Outcome.CANCELLED))
@@ -204,9 +205,7 @@ def test_a_router_that_holds_its_choice_is_credited_by_the_time_it_was_in_force(
     own = np.searchsorted(at, WORKLOADS[1].arrival_ticks + CLUSTER.overhead_ticks, "right") - 1
     paid = np.zeros(len(at))
     np.add.at(paid, np.where(taken_in, in_force, own), utility(result, SCORED.miss_penalty))
-    # the features begin with log(1 + x)/8 of the rates per device over 0.25, 1, 4 and 16 s
-    rate_rps = np.expm1(8 * features[:, 1:4].astype(float)) * CLUSTER.n_devices
-    arrivals = rate_rps.max(axis=1)[:-1] * np.diff(at) / to_ticks(1.0)
+    arrivals = np.array([rate_rps for *_, rate_rps in made])[:-1] * np.diff(at) / to_ticks(1.0)
     np.testing.assert_allclose(noted.reward, paid[:-1] / np.maximum(arrivals, 1), rtol=1e-4)
     assert noted.reward.dtype == np.float32
 
