@@ -11,11 +11,11 @@ from sim.policy import SHED
 from sim.router import SIGNALS
 from sim.ticks import NEVER
 from sim.types import Cluster, Outcome
-from sim.vector import fifo_step
-from sim.vector.batch import held_blocks, limits_of
+from sim.vector import fifo_step, vllm_step
+from sim.vector.batch import limits_of
 from sim.vector.device import Site, runs, turns_of
 from sim.vector.rows import rows_of
-from sim.vector.state import F_MAX, F_PROMPT, Device, Requests, State
+from sim.vector.state import CONTEXT, F_MAX, F_PROMPT, Device, Requests, State
 from sim.vector.turns import elapsed, passed, steps_of
 
 
@@ -76,17 +76,18 @@ def signals(
     counts = told.decode_count + decodes + in_step
     replicas = jnp.arange(cluster.n_replicas, dtype=jnp.int32)
     limits = jax.vmap(limits_of, in_axes=(None, 0))(cluster, replicas)
-    fifos = cluster.scheduler == "transformers_fifo"
-    held = jax.vmap(fifo_step.held_blocks if fifos else held_blocks)(limits, state.slots, counts)
-    if fifos:
+    if cluster.scheduler == "vllm":
+        held = jax.vmap(vllm_step.held_blocks)(limits, told, state.slots[:, CONTEXT], counts)
+    else:
+        held = jnp.sum(jax.vmap(fifo_step.held_blocks)(limits, state.slots, counts), axis=1)
         stalled, context = fifo_step.stalled(state.slots)
         told = told._replace(decoding=told.decoding + stalled, kv_tokens=told.kv_tokens + context)
-    return jnp.stack(
-        [
-            told.running, told.decoding, told.waiting, told.prefill_tokens,
-            told.decode_tokens - emitted, told.kv_tokens + emitted, jnp.sum(held, axis=1),
-        ]
-    ).astype(jnp.int64)  # fmt: skip
+    rows = [
+        told.running, told.decoding, told.waiting, told.prefill_tokens,
+        told.decode_tokens - emitted, told.kv_tokens + emitted, held,
+    ]  # fmt: skip
+    # each for itself, so that XLA sees which of them nobody asks for
+    return jnp.stack([row.astype(jnp.int64) for row in rows])
 
 
 class Counted(NamedTuple):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int32, Int64
 from sim.ticks import NEVER
 from sim.types import PAIR_SHIFT, Cluster
 from sim.vector.rows import pick, total
-from sim.vector.state import ENDED, FORM, LARGEST, LAUNCH, RUN, SCAN, Device, Replica
+from sim.vector.state import BEGIN, ENDED, FORM, LARGEST, LAUNCH, RUN, SCAN, Device, Replica
 from sim.vector.turns import Turns, elapsed, passed, ranks, steps_of
 
 
@@ -91,7 +91,7 @@ def prepare(
     work = where.ok & ((columns.running > 0) | (columns.waiting > 0))
     position = jnp.arange(work.shape[0], dtype=jnp.int32)
     distance = (position - device.next_turn.astype(jnp.int32)) % work.shape[0]
-    resumed = device.stage == SCAN
+    resumed = (device.stage == BEGIN) | (device.stage == SCAN)
     first = jnp.argmin(jnp.where(work, distance, LARGEST))
     first = jnp.where(resumed, device.chosen, first)
     idle = ~jnp.any(work) & ~resumed

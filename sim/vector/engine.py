@@ -1,11 +1,13 @@
 """The JAX engine itself: batches of clusters of one shape, played to their ends.
 
-In an iteration each cluster advances by at most one event: a device lets a step take effect and
-forms the next, a snapshot is taken, or a request is routed. The order of events at one instant is
-rule 2's. What is costly is done for lists of the clusters that need it (`sim.vector.lanes`).
+In an iteration each cluster advances by at most two events: a device lets a step take effect and
+forms the next, or a snapshot is taken; and a request is routed, if that comes next. The order of
+events at one instant is rule 2's. What is costly is done for lists of the clusters that need it
+(`sim.vector.lanes`).
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -18,41 +20,28 @@ from sim.policy import State as PolicyState
 from sim.router import SIGNALS
 from sim.ticks import NEVER
 from sim.types import Cluster
-from sim.vector import fifo
+from sim.vector import fifo, vllm
 from sim.vector.arrival import Asking, Counted, asking, observe, signals, steps_passed, verdict
-from sim.vector.batch import (
-    WINDOW,
-    Forming,
-    Heads,
-    begin,
-    emit,
-    refresh,
-    scan,
-)
 from sim.vector.device import Site, end, interrupt, launch, prepare
-from sim.vector.lanes import Items, Sites, where
+from sim.vector.lanes import Sites
 from sim.vector.rows import choose, in_any, read, rows_of, write
 from sim.vector.state import (
-    EMIT,
-    EMITTED,
     ENDED,
     F_CACHED,
     F_MAX,
     F_PROMPT,
-    FIRST_AT,
-    FIRST_TOKEN,
     FORM,
-    ID,
     LAUNCH,
-    LEFT,
     RUN,
-    SCAN,
     Device,
     Replica,
     Requests,
     State,
     initial_state,
 )
+
+# How much more often than a request is routed slots are worked on when a step ends, and begins.
+EMITS, FORMS = 1.6, 1.1
 
 _WAITING, _PREFILL, _DECODE = (SIGNALS.index(s) for s in SIGNALS[2:5])
 
@@ -128,7 +117,7 @@ class Engine:
         self, clusters: Cluster, requests: Requests, table: Int32[Array, "D K"], state: State,
         horizons: Int64[Array, " C"], turn: Int32[Array, ""],
     ) -> State:  # fmt: skip
-        """Advance each cluster of a batch by at most one event."""
+        """Advance each cluster of a batch by at most two events, the second of them an arrival."""
         lanes = jnp.arange(state.now.shape[0], dtype=jnp.int32)
         event = self._next_event(clusters, requests, state, horizons)
         state = replace(state, now=event.now)
@@ -144,9 +133,16 @@ class Engine:
                 next_snapshot=state.next_snapshot
                 + jnp.where(event.snapshot, clusters.signal_period_ticks, 0),
             )
-        state = self._arrive(clusters, table, requests, state, event, turn)
-        return replace(state, stopped=state.stopped | event.horizon)
+        # an arrival that comes next is routed in the same iteration
+        after = self._next_event(clusters, requests, state, horizons)
+        state = replace(
+            state,
+            now=jnp.where(after.arrival, after.now, state.now),
+            stopped=state.stopped | event.horizon,
+        )
+        return self._arrive(clusters, table, requests, state, after, turn)
 
+    @partial(jax.named_call, name="next_event")
     def _next_event(
         self, clusters: Cluster, requests: Requests, state: State, horizons: Int64[Array, " C"]
     ) -> _Event:
@@ -182,6 +178,7 @@ class Engine:
             form=on & (is_form | (is_end & (others > now))),
         )
 
+    @partial(jax.named_call, name="end")
     def _end(self, site: Sites, state: State, event: _Event) -> State:
         """Steps that ran take effect, but for the tokens of the last."""
         device = site.device(state)
@@ -198,6 +195,7 @@ class Engine:
         )  # fmt: skip
         return site.set_device(state, ended, on)
 
+    @partial(jax.named_call, name="emit")
     def _emit(
         self, site: Sites, requests: Requests, state: State, event: _Event,
         turn: Int32[Array, ""],
@@ -205,29 +203,29 @@ class Engine:
         """Requests finish and prompts that are computed emit a token, in some of the clusters."""
         device = site.device(state)
         wanting = event.end & (device.stage == ENDED)
-        item = site.item(state, device, choose(wanting, self._share(site.lanes.shape[0]), turn))
-        ends, sums = (fifo.emit, fifo.refresh) if _is_fifo(site.clusters) else (emit, refresh)
-        batch, finished = jax.vmap(ends)(requests.grace[item.at], item.batch, state.now[item.at])
-        row, next_death = jax.vmap(sums)(item.limits, batch)
-        state = item.store(state, batch._replace(replica=row))
-        came = finished.leaves & item.on[:, None]
+        item = site.item(
+            state, device, choose(wanting, self._share(site.lanes.shape[0], EMITS), turn)
+        )
+        emit = vllm.emit if _is_vllm(site.clusters) else fifo.emit
+        state, finished = emit(item, requests, state)
         task = requests.task[item.at[:, None], finished.ids]
         tasks = jnp.arange(state.finished_requests.shape[1])
-        of_task = came[:, None, :] & (task[:, None, :] == tasks[:, None])
-        tokens = jnp.where(of_task, finished.records[:, None, :, EMITTED], 0)
-        state = replace(
-            item.leave(state, finished, item.on),
-            next_death=state.next_death.at[item.lane, item.r, 0].set(next_death, mode="drop"),
+        of_task = finished.leaves[:, None, :] & (task[:, None, :] == tasks[:, None])
+        tokens = jnp.where(of_task, finished.tokens[:, None, :], 0)
+        return replace(
+            state,
             finished_requests=state.finished_requests.at[item.lane].add(
                 jnp.sum(of_task, axis=2), mode="drop"
             ),
             finished_tokens=state.finished_tokens.at[item.lane].add(
                 jnp.sum(tokens, axis=2), mode="drop"
             ),
-            left=state.left.at[item.lane].add(jnp.sum(came, axis=1, dtype=jnp.int32), mode="drop"),
+            left=state.left.at[item.lane].add(
+                jnp.sum(finished.leaves, axis=1, dtype=jnp.int32), mode="drop"
+            ),
         )
-        return item.set_stage(state, jnp.full_like(item.lane, FORM))
 
+    @partial(jax.named_call, name="form")
     def _form(
         self, site: Sites, requests: Requests, state: State, event: _Event,
         turn: Int32[Array, ""],
@@ -237,65 +235,17 @@ class Engine:
         on = event.form & (device.stage >= FORM)
         device, looks = jax.vmap(prepare)(site.clusters, place, device, now, on)
         state = site.set_device(state, device, on)
-        item = site.item(state, device, choose(looks, self._share(site.lanes.shape[0]), turn))
-        look = fifo.look if _is_fifo(site.clusters) else self._look
+        item = site.item(
+            state, device, choose(looks, self._share(site.lanes.shape[0], FORMS), turn)
+        )
+        look = jax.named_call(vllm.look if _is_vllm(site.clusters) else fifo.look, name="look")
         state = look(item, requests, state, jnp.asarray(site.clusters.cancel_expired)[item.at])
         device, place = site.device(state), site.where(state)
         starts = event.form & (device.stage == LAUNCH)
         launched = jax.vmap(launch)(site.clusters, place, device, now, starts)
         return site.set_device(state, launched, starts)
 
-    def _look(
-        self, item: Items, requests: Requests, state: State, cancel: Bool[Array, " P"]
-    ) -> State:
-        """Cancel, preempt and admit in the slots of the items' replicas."""
-        old, now, at = item.batch, state.now[item.at], item.at
-        resumed = item.device.stage == SCAN
-        begins = item.on & ~resumed
-        begun, gone, forming, order = jax.vmap(begin)(item.limits, old, now, cancel, begins)
-        batch = where(resumed, old, begun)
-        saved = Forming(item.device.budget.astype(jnp.int32), item.device.pairs)
-        forming = where(resumed, saved, forming)
-        # each of the preempted goes to the front of the queue, before those preempted earlier
-        ring = state.queue.shape[2]
-        back = (order >= 0) & begins[:, None]
-        spot = (old.replica.head[:, None] - 1 - order) % ring
-        ids = old.slots[:, ID]
-        queue_index = (item.lane[:, None], item.r[:, None], spot)
-        state = replace(
-            item.leave(state, gone, begins),
-            queue=write(state.queue, queue_index, ids, back),
-            preemptions=state.preemptions.at[
-                item.lane[:, None], jnp.where(back, ids, state.preemptions.shape[1])
-            ].add(1, mode="drop"),
-        )
-        ahead = (batch.replica.head[:, None] + jnp.arange(WINDOW, dtype=jnp.int32)) % ring
-        ids = read(state.queue, (at[:, None], item.r[:, None], ahead))
-        heads = Heads(
-            ids,
-            requests.facts[at[:, None], ids],
-            requests.deaths[at[:, None], ids],
-            read(state.record, (at[:, None], ids)),
-            requests.grace[at],
-        )
-        batch, dropped, forming, over, head_death = jax.vmap(scan)(
-            item.limits, batch, forming, heads, now, cancel
-        )
-        row, next_death = jax.vmap(refresh)(item.limits, batch)
-        state = item.store(item.leave(state, dropped, item.on), batch._replace(replica=row))
-        cancelled = jnp.sum(gone.leaves & begins[:, None] & ~back, axis=1, dtype=jnp.int32)
-        cancelled += jnp.sum(dropped.leaves & item.on[:, None], axis=1, dtype=jnp.int32)
-        deaths = jnp.stack([next_death, head_death], axis=1)
-        state = replace(
-            state,
-            next_death=state.next_death.at[item.lane, item.r].set(deaths, mode="drop"),
-            left=state.left.at[item.lane].add(cancelled, mode="drop"),
-        )
-        # a step that turns out empty leaves the turn to the next replica
-        empty = (row.decoding == 0) & (row.step_prefill == 0)
-        stage = jnp.where(over, jnp.where(empty, FORM, LAUNCH), SCAN)
-        return item.set_stage(state, stage, forming)
-
+    @partial(jax.named_call, name="arrive")
     def _arrive(
         self, clusters: Cluster, table: Int32[Array, "D K"], requests: Requests, state: State,
         event: _Event, turn: Int32[Array, ""],
@@ -390,24 +340,19 @@ class Engine:
         index, row = jax.vmap(self.policy.note)(after)
         return jax.tree.map(lambda old, new: old.at[lane, index].set(new, mode="drop"), notes, row)
 
-    def _share(self, count: int) -> int:
+    def _share(self, count: int, often: float = 1.0) -> int:
         """Clusters of a batch of `count` that are worked on at a time, where it is costly."""
-        return max(1, round(count * self.share))
+        return min(count, max(1, round(count * self.share * often)))
 
     def settle(self, cluster: Cluster, state: State, table: Int32[Array, "D K"]) -> State:
         """Write down how far the requests inside came, at the end of a run with a horizon."""
         steps, _ = steps_passed(cluster, state, table)
         told = Replica(*state.ledger.T)
         count = (told.decode_count + jnp.where(told.decoding > 0, steps, 0))[:, None]
-        ids = state.slots[:, ID]
-        decodes = state.slots[:, LEFT] < 0
-        emitted = state.slots[:, EMIT] + jnp.where(decodes, count, 0)
-        index = jnp.where(ids >= 0, ids, state.record.shape[0])
-        record = state.record.at[index, EMITTED].set(emitted, mode="drop")
-        record = record.at[index, FIRST_AT].set(state.times[:, FIRST_TOKEN], mode="drop")
-        return replace(state, record=record, n_steps=state.n_steps + jnp.sum(steps))
+        settle = vllm.settle if _is_vllm(cluster) else fifo.settle
+        return replace(state, record=settle(state, count), n_steps=state.n_steps + jnp.sum(steps))
 
 
-def _is_fifo(cluster: Cluster) -> bool:
-    """Whether the replicas have the scheduler of transformers; known when a program is compiled."""
-    return cluster.scheduler == "transformers_fifo"
+def _is_vllm(cluster: Cluster) -> bool:
+    """Whether the replicas have vLLM's scheduler; known when a program is compiled."""
+    return cluster.scheduler == "vllm"

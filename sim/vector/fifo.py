@@ -14,22 +14,35 @@ from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.ticks import NEVER
 from sim.types import Outcome
-from sim.vector.batch import Batch, Leavers, Limits
-from sim.vector.batch import emit as emit_tokens
+from sim.vector.batch import Batch, Finished, Limits, records_of
 from sim.vector.fifo_queue import Moment, Waiting
-from sim.vector.fifo_step import BLOCKED, UNEVEN, Formed, form, growth, held_blocks
+from sim.vector.fifo_step import (
+    BLOCKED,
+    UNEVEN,
+    Formed,
+    Leavers,
+    form,
+    growth,
+    held_blocks,
+    with_rows,
+)
 from sim.vector.lanes import Items
 from sim.vector.rows import read, total
 from sim.vector.state import (
     DEATH,
     EMIT,
+    EMITTED,
     END,
+    FIRST_AT,
+    FIRST_TOKEN,
     FORM,
     ID,
     LARGEST,
+    LAST_DEATH,
     LAUNCH,
     LEFT,
     LEFT_AT,
+    MOST,
     OUTCOME,
     PROMPT,
     Replica,
@@ -38,11 +51,18 @@ from sim.vector.state import (
 )
 
 
-def emit(grace: Int64[Array, ""], batch: Batch, now: Int64[Array, ""]) -> tuple[Batch, Leavers]:
-    """Requests finish, and prompts that are computed emit a token (rule 13)."""
-    batch, finished = emit_tokens(grace, batch, now)
-    lifted = jnp.where(jnp.any(finished.leaves), 0, batch.replica.partial)
-    return batch._replace(replica=batch.replica._replace(partial=lifted)), finished
+def emit(item: Items, requests: Requests, state: State) -> tuple[State, Finished]:
+    """Requests finish and prompts that are computed emit a token (rule 13)."""
+    batch, gone = jax.vmap(_emit_one)(requests.grace[item.at], item.batch, state.now[item.at])
+    row, next_death = jax.vmap(refresh)(item.limits, batch)
+    state = _store(item, state, batch._replace(replica=row))
+    state = replace(
+        item.tell(state, gone.ids, gone.records, gone.leaves),
+        next_death=state.next_death.at[item.lane, item.r, 0].set(next_death, mode="drop"),
+    )
+    state = item.set_stage(state, jnp.full_like(item.lane, FORM))
+    finished = Finished(gone.leaves & item.on[:, None], gone.ids, gone.records[..., EMITTED])
+    return state, finished
 
 
 def refresh(limits: Limits, batch: Batch) -> tuple[Replica, Int64[Array, ""]]:
@@ -91,7 +111,8 @@ def look(
     row, next_death = jax.vmap(refresh)(item.limits, formed.batch)
     dropped = formed.dropped & item.on[:, None]
     reset = formed.reset & item.on[:, None]
-    state = item.leave(item.store(state, formed.batch._replace(replica=row)), formed.gone, item.on)
+    state = _store(item, state, formed.batch._replace(replica=row))
+    state = item.tell(state, formed.gone.ids, formed.gone.records, formed.gone.leaves)
     record = state.record
     for column, value in ((LEFT_AT, now), (OUTCOME, jnp.full_like(now, int(Outcome.CANCELLED)))):
         who_left = (item.lane[:, None], jnp.where(dropped, rows, record.shape[1]), column)
@@ -111,3 +132,66 @@ def look(
     # a step that turns out empty leaves the turn to the next replica
     empty = (row.decoding == 0) & (row.step_prefill == 0)
     return item.set_stage(state, jnp.where(empty, FORM, LAUNCH), formed.forming)
+
+
+def settle(state: State, count: Int32[Array, "R 1"]) -> Int64[Array, "N 4"]:
+    """The records, with how far those inside are after `count` decode steps of their replica."""
+    ids = state.slots[:, ID]
+    emitted = state.slots[:, EMIT] + jnp.where(state.slots[:, LEFT] < 0, count, 0)
+    index = jnp.where(ids >= 0, ids, state.record.shape[0])
+    record = state.record.at[index, EMITTED].set(emitted, mode="drop")
+    return record.at[index, FIRST_AT].set(state.times[:, FIRST_TOKEN], mode="drop")
+
+
+def _store(item: Items, state: State, batch: Batch) -> State:
+    """The state with the rows of the items' replicas changed."""
+    at = (item.lane, item.r)
+    return replace(
+        item.set_row(state, batch.replica),
+        slots=state.slots.at[at].set(batch.slots, mode="drop"),
+        times=state.times.at[at].set(batch.times, mode="drop"),
+    )
+
+
+def _emit_one(
+    grace: Int64[Array, ""], batch: Batch, now: Int64[Array, ""]
+) -> tuple[Batch, Leavers]:
+    """Requests finish, and prompts that are computed emit a token (rule 13)."""
+    replica, slots, times = batch
+    count = replica.decode_count
+    taken = slots[ID] >= 0
+    # END holds the tokens still to be emitted, EMIT and MOST count from 0, until a prompt is done
+    prefilled = taken & (slots[LEFT] == 0)
+    ended = taken & (slots[LEFT] < 0) & (slots[END] == count)
+    starts = prefilled & (slots[END] > 1)
+    finished = ended | (prefilled & (slots[END] == 1))
+    emitted = jnp.where(prefilled, slots[EMIT] + 1, slots[EMIT] + count)
+    context = slots[PROMPT] + emitted
+
+    first = prefilled & (times[FIRST_TOKEN] < 0)
+    worthless = jnp.where(grace == 0, now > times[DEATH], now >= times[DEATH])
+    later = jnp.where(worthless, jnp.minimum(now, times[LAST_DEATH]), times[LAST_DEATH])
+    first_token = jnp.where(first, now, times[FIRST_TOKEN])
+
+    changed = {
+        ID: jnp.where(finished, -1, slots[ID]),
+        LEFT: jnp.where(prefilled | finished, -1, slots[LEFT]),
+        END: jnp.where(starts, count + slots[END] - 1, slots[END]),
+        MOST: jnp.where(starts, slots[MOST] - 1 + count, slots[MOST]),
+        EMIT: jnp.where(starts, emitted - count, slots[EMIT]),
+    }
+    # tokens that those finished may no longer emit
+    unused = jnp.where(ended, slots[MOST] - count, jnp.where(finished, slots[MOST] - 1, 0))
+    replica = replica._replace(
+        running=replica.running - total(finished),
+        decoding=replica.decoding + total(starts) - total(ended),
+        kv_tokens=replica.kv_tokens
+        + total(jnp.where(starts, context, 0) - jnp.where(ended, context, 0)),
+        decode_tokens=replica.decode_tokens - total(prefilled + unused),
+        prefill_tokens=replica.prefill_tokens - replica.step_prefill,
+        step_prefill=jnp.zeros_like(replica.step_prefill),
+        partial=jnp.where(jnp.any(finished), 0, replica.partial),
+    )
+    times = jnp.stack([jnp.where(first, later, times[DEATH]), times[LAST_DEATH], first_token])
+    record = records_of(now, first_token, int(Outcome.FINISHED), emitted)
+    return Batch(replica, with_rows(slots, changed), times), Leavers(finished, slots[ID], record)

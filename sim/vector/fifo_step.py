@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.ticks import NEVER
 from sim.types import Outcome
-from sim.vector.batch import Batch, Forming, Leavers, Limits, blocks_of, records_of, with_rows
+from sim.vector.batch import Batch, Forming, Limits, blocks_of, records_of
 from sim.vector.fifo_queue import Moment, Scan, Who, asked, holds_back, scan_queue
 from sim.vector.rows import total
 from sim.vector.state import (
@@ -34,6 +34,14 @@ from sim.vector.state import (
 STALLED = LARGEST  # LEFT of a decoding request that has no place for its next token
 # Bits of Replica.partial: not all of the batch decode; nobody is admitted until one finishes.
 UNEVEN, BLOCKED = 1, 2
+
+
+class Leavers(NamedTuple):
+    """Requests whose record is to be written."""
+
+    leaves: Bool[Array, " n"]
+    ids: Int32[Array, " n"]
+    records: Int64[Array, "n 4"]
 
 
 class Formed(NamedTuple):
@@ -248,3 +256,8 @@ def _resetting(
         return jnp.where(place == last, total(turn >= 0), turn)
 
     return jax.lax.while_loop(starve, reset_one, jnp.full_like(need, -1))
+
+
+def with_rows(table: Int32[Array, "9 B"], changed: dict[int, Int32[Array, " B"]]) -> Array:
+    """The table with some of its rows changed."""
+    return jnp.stack([changed.get(row, table[row]) for row in range(len(table))])

@@ -9,13 +9,13 @@ from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.types import Cluster
-from sim.vector.batch import Batch, Forming, Leavers, Limits
+from sim.vector.batch import Batch, Forming, Limits
 from sim.vector.device import Site
-from sim.vector.rows import read, rows_of, write
-from sim.vector.state import Device, State
+from sim.vector.rows import read, read_row, rows_of, write
+from sim.vector.state import Device, Replica, State
 
 Tree = TypeVar("Tree")
 
@@ -58,8 +58,8 @@ class Sites(NamedTuple):
         )  # fmt: skip
         batch = Batch(
             rows_of(read(state.ledger, (at, r))),
-            read(state.slots, (at, r)),
-            read(state.times, (at, r)),
+            read_row(state.slots, at, r),
+            read_row(state.times, at, r),
         )
         return Items(lane, at, lane < self.lanes.shape[0], index, row, r, limits, batch)
 
@@ -76,21 +76,18 @@ class Items(NamedTuple):
     limits: Limits
     batch: Batch
 
-    def store(self, state: State, batch: Batch) -> State:
-        """The state with the rows of the items' replicas changed."""
-        at = (self.lane, self.r)
-        return replace(
-            state,
-            ledger=state.ledger.at[at].set(jnp.stack(batch.replica, axis=-1), mode="drop"),
-            slots=state.slots.at[at].set(batch.slots, mode="drop"),
-            times=state.times.at[at].set(batch.times, mode="drop"),
-        )
+    def tell(
+        self, state: State, ids: Int32[Array, "P n"], records: Int64[Array, "P n 4"],
+        told: Bool[Array, "P n"],
+    ) -> State:  # fmt: skip
+        """The state with the records of some requests."""
+        on = told & self.on[:, None]
+        return replace(state, record=write(state.record, (self.lane[:, None], ids), records, on))
 
-    def leave(self, state: State, leavers: Leavers, on: Bool[Array, " P"]) -> State:
-        """The state with the records of those who leave a batch or a queue."""
-        index = (self.lane[:, None], leavers.ids)
-        leaves = leavers.leaves & on[:, None]
-        return replace(state, record=write(state.record, index, leavers.records, leaves))
+    def set_row(self, state: State, row: Replica) -> State:
+        """The state with other rows of the items' replicas in the ledger."""
+        columns = jnp.stack(row, axis=-1)
+        return replace(state, ledger=state.ledger.at[self.lane, self.r].set(columns, mode="drop"))
 
     def set_stage(self, state: State, stage: Array, forming: Forming | None = None) -> State:
         """The state with the items' devices in another stage."""

@@ -23,14 +23,23 @@ from sim.types import Bounds, Cluster, Workload
 
 LARGEST = int(np.iinfo(np.int32).max)
 
-# Rows of the integer table of a replica's slots, [SLOT, B].
-SLOT = 9
-ID, LEFT, END, ORDER, PROMPT, MOST, EMIT, BLOCKS, CACHED = range(SLOT)
-# Rows of its table of times, [len(TIME), B].
-DEATH, LAST_DEATH, FIRST_TOKEN = range(3)
+# Rows of the tables of a replica's slots, [S, B], and of their times, [M, B].
+# Of vLLM's: the request, the decode count at which it has to be looked at, the tokens of its
+# context less the decode count, its order of admission; its death.
+ID, DUE, CONTEXT, ORDER = range(4)
+DEATH = 0
+NOW = -1  # is due: a prompt that is computed when the step ends
+NO_CONTEXT = -LARGEST  # of a slot whose request does not decode, or that is free
+VACANT = (-1, LARGEST, NO_CONTEXT, -1)  # a free slot
+# Of transformers', where ID, ORDER and DEATH are the same.
+LEFT, END = 1, 2
+PROMPT, MOST, EMIT, BLOCKS, CACHED = range(4, 9)
+LAST_DEATH, FIRST_TOKEN = 1, 2
 # Columns of the table of requests' facts, [N, 4], and of their deaths, [N, 2].
 F_PROMPT, F_OUTPUT, F_MAX, F_CACHED = range(4)
-# Columns of the record of a request that is not in a batch, [N, RECORD].
+# Columns of the record of a request, [N, RECORD]. In a batch of vLLM's EMITTED is less the decode
+# count of the replica while the request decodes, and what it was when the request was admitted
+# while its prompt is computed; in one of transformers' nothing here is up to date.
 RECORD = 4
 LEFT_AT, FIRST_AT, OUTCOME, EMITTED = range(RECORD)
 
@@ -87,6 +96,8 @@ class Replica(NamedTuple):
     next_end: Int32[Array, "*k"]  # decode count at which the first decoding request finishes
     safe_until: Int32[Array, "*k"]  # decode count up to which KV blocks certainly suffice
     partial: Int32[Array, "*k"]  # 0 if whoever runs decodes, and goes on to
+    left: Int32[Array, "*k"]  # vLLM's: prompt tokens that slot `partial` − 1 has still to compute
+    blocks: Int32[Array, "*k"]  # vLLM's: of those that do not decode; of all, where reserved
     head: Int32[Array, "*k"]  # of the queue's ring
     waiting: Int32[Array, "*k"]  # requests in the queue
 
@@ -106,9 +117,9 @@ class Device(NamedTuple):
     pairs: Int64[Array, "*d"]  # of the step that forms
 
 
-# Stages of a device: what runs ends; what ended emits its tokens; a step is to be formed; the scan
-# of a long queue goes on; the step that was formed is to be started.
-RUN, ENDED, FORM, SCAN, LAUNCH = range(5)
+# Stages of a device: what runs ends; what ended emits its tokens; a step is to be formed; others
+# die or are preempted; the scan of a long queue goes on; the step that was formed is to be started.
+RUN, ENDED, FORM, BEGIN, SCAN, LAUNCH = range(6)
 
 
 @register_dataclass
@@ -123,10 +134,11 @@ class State:
     n_steps: Int64[Array, ""]
 
     devices: Int64[Array, "D 10"]  # rows are Device
-    ledger: Int32[Array, "R 13"]  # rows are Replica
+    ledger: Int32[Array, "R 15"]  # rows are Replica
     next_death: Int64[Array, "R 2"]  # earliest death of the running, death of the queue's head
-    slots: Int32[Array, "R 9 B"]
-    times: Int64[Array, "R 3 B"]
+    slots: Int32[Array, "R S B"]
+    times: Int64[Array, "R M B"]
+    spare: Int32[Array, "R B"]  # vLLM's: its free slots, from column `running` on
     queue: Int32[Array, "R Q"]
 
     # requests
@@ -212,7 +224,8 @@ def initial_state(
     scales = len(WINDOW_BITS)
     devices = jnp.zeros((n_devices, len(Device._fields)), jnp.int64)
     ledger = jnp.zeros((n_replicas, len(Replica._fields)), jnp.int32)
-    table = jnp.zeros((n_replicas, SLOT, slots), jnp.int32)
+    blank = _blank_slots(cluster.scheduler == "vllm", slots)
+    tables = [jnp.broadcast_to(leaf, (n_replicas, *leaf.shape)) for leaf in blank]
     record = jnp.zeros((n_requests, RECORD), jnp.int64)
     return State(
         now=jnp.int64(0),
@@ -223,8 +236,9 @@ def initial_state(
         devices=devices.at[:, Device._fields.index("busy_until")].set(NEVER),
         ledger=ledger.at[:, Replica._fields.index("next_end")].set(LARGEST),
         next_death=jnp.full((n_replicas, 2), NEVER),
-        slots=table.at[:, ID].set(-1).at[:, LEFT].set(-1),
-        times=jnp.full((n_replicas, 3, slots), NEVER).at[:, FIRST_TOKEN].set(-1),
+        slots=tables[0],
+        times=tables[1],
+        spare=tables[2],
         queue=jnp.zeros((n_replicas, ring), jnp.int32),
         record=record.at[:, jnp.array([LEFT_AT, FIRST_AT])].set(-1),
         preemptions=jnp.zeros(n_requests, jnp.int32),
@@ -240,3 +254,13 @@ def initial_state(
         next_snapshot=jnp.int64(0),
         known=jnp.zeros((7, n_replicas), jnp.int64),
     )
+
+
+def _blank_slots(vllm: bool, size: int) -> tuple[Array, Array, Array]:
+    """Rows of the free slots of one replica: integers, times, spare slots."""
+    if vllm:
+        vacant = jnp.broadcast_to(jnp.array(VACANT, jnp.int32)[:, None], (len(VACANT), size))
+        return vacant, jnp.full((1, size), NEVER), jnp.arange(size, dtype=jnp.int32)
+    table = jnp.zeros((CACHED + 1, size), jnp.int32).at[jnp.array([ID, LEFT])].set(-1)
+    times = jnp.full((FIRST_TOKEN + 1, size), NEVER).at[FIRST_TOKEN].set(-1)
+    return table, times, jnp.zeros(0, jnp.int32)
