@@ -12,7 +12,7 @@ from sim.ticks import NEVER
 from sim.types import PAIR_SHIFT, Cluster
 from sim.vector.rows import pick, total
 from sim.vector.state import BEGIN, ENDED, FORM, LARGEST, LAUNCH, RUN, SCAN, Device, Replica
-from sim.vector.turns import Turns, elapsed, passed, ranks, steps_of
+from sim.vector.turns import Turns, elapsed, last_of, passed, ranks, steps_of
 
 
 class Site(NamedTuple):
@@ -71,7 +71,7 @@ def end(
         kv_tokens=columns.kv_tokens + own * columns.decoding,
         decode_tokens=columns.decode_tokens - own * columns.decoding,
     )
-    last = jnp.argmax(turns.rank == (steps - 1) % turns.replicas)
+    last = last_of(turns, steps)
     row = pick(columns, last)
     tells = (row.step_prefill > 0) | (row.next_end == row.decode_count)
     ended = device._replace(
@@ -163,8 +163,9 @@ def launch(
 
 def _set_steps(device: Device, turns: Turns, where: Site, steps: Int64[Array, ""]) -> Device:
     """The device with this many steps to run, and whose turn it is after them."""
-    last = jnp.argmax(turns.rank == (steps - 1) % turns.replicas)
-    return device._replace(steps=steps, next_turn=(last + 1) % total(where.ok))
+    after = last_of(turns, steps) + 1
+    after = jnp.where(after == total(where.ok), 0, after)
+    return device._replace(steps=steps, next_turn=after.astype(jnp.int64))
 
 
 def interrupt(cluster: Cluster, where: Site, device: Device, now: Int64[Array, ""]) -> Device:

@@ -24,7 +24,7 @@ from sim.vector import fifo, vllm
 from sim.vector.arrival import Asking, Counted, asking, observe, signals, steps_passed, verdict
 from sim.vector.device import Site, end, interrupt, launch, prepare
 from sim.vector.lanes import Sites
-from sim.vector.rows import choose, in_any, read, rows_of, write
+from sim.vector.rows import choose, in_any, read, rows_of, write, write_progress
 from sim.vector.state import (
     ENDED,
     F_CACHED,
@@ -40,8 +40,9 @@ from sim.vector.state import (
     initial_state,
 )
 
-# How much more often than a request is routed slots are worked on when a step ends, and begins.
-EMITS, FORMS = 1.6, 1.1
+# How often slots are worked on when a step ends and when one begins, and snapshots are taken, for
+# each time that a request is routed.
+EMITS, FORMS, SNAPSHOTS = 1.6, 1.1, 0.5
 
 _WAITING, _PREFILL, _DECODE = (SIGNALS.index(s) for s in SIGNALS[2:5])
 
@@ -122,17 +123,12 @@ class Engine:
         event = self._next_event(clusters, requests, state, horizons)
         state = replace(state, now=event.now)
         site = Sites(clusters, table, lanes, event.device)
-        state = self._end(site, state, event)
-        state = self._emit(site, requests, state, event, turn)
-        state = self._form(site, requests, state, event, turn)
+        state, device = self._end(site, state, site.device(state), event)
+        state, device = self._emit(site, requests, state, device, event, turn)
+        state, device = self._form(site, requests, state, device, event, turn)
+        state = site.set_device(state, device)
         if self.stale:
-            known = jax.vmap(signals, in_axes=(0, 0, None))(clusters, state, table)
-            state = replace(
-                state,
-                known=jnp.where(event.snapshot[:, None, None], known, state.known),
-                next_snapshot=state.next_snapshot
-                + jnp.where(event.snapshot, clusters.signal_period_ticks, 0),
-            )
+            state = self._snapshot(clusters, table, state, event, turn)
         # an arrival that comes next is routed in the same iteration
         after = self._next_event(clusters, requests, state, horizons)
         state = replace(
@@ -179,40 +175,39 @@ class Engine:
         )
 
     @partial(jax.named_call, name="end")
-    def _end(self, site: Sites, state: State, event: _Event) -> State:
+    def _end(
+        self, site: Sites, state: State, device: Device, event: _Event
+    ) -> tuple[State, Device]:
         """Steps that ran take effect, but for the tokens of the last."""
-        device = site.device(state)
         on = event.end & (device.stage == RUN)
         place = site.where(state)
         columns, ended = jax.vmap(end)(site.clusters, place, device, on)
         state = replace(
             state,
             n_steps=state.n_steps + jnp.where(on, device.steps, 0),
-            ledger=write(
-                state.ledger, (site.lanes[:, None], place.replicas), jnp.stack(columns, axis=-1),
+            ledger=write_progress(
+                state.ledger, (site.lanes[:, None], place.replicas), columns,
                 on[:, None] & place.ok,
             ),
         )  # fmt: skip
-        return site.set_device(state, ended, on)
+        return state, ended
 
     @partial(jax.named_call, name="emit")
     def _emit(
-        self, site: Sites, requests: Requests, state: State, event: _Event,
+        self, site: Sites, requests: Requests, state: State, device: Device, event: _Event,
         turn: Int32[Array, ""],
-    ) -> State:  # fmt: skip
+    ) -> tuple[State, Device]:  # fmt: skip
         """Requests finish and prompts that are computed emit a token, in some of the clusters."""
-        device = site.device(state)
         wanting = event.end & (device.stage == ENDED)
-        item = site.item(
-            state, device, choose(wanting, self._share(site.lanes.shape[0], EMITS), turn)
-        )
+        size = self._share(site.lanes.shape[0], EMITS)
+        item = site.item(state, device, choose(wanting, size, turn))
         emit = vllm.emit if _is_vllm(site.clusters) else fifo.emit
-        state, finished = emit(item, requests, state)
+        state, finished, stage = emit(item, requests, state)
         task = requests.task[item.at[:, None], finished.ids]
         tasks = jnp.arange(state.finished_requests.shape[1])
         of_task = finished.leaves[:, None, :] & (task[:, None, :] == tasks[:, None])
         tokens = jnp.where(of_task, finished.tokens[:, None, :], 0)
-        return replace(
+        state = replace(
             state,
             finished_requests=state.finished_requests.at[item.lane].add(
                 jnp.sum(of_task, axis=2), mode="drop"
@@ -224,26 +219,46 @@ class Engine:
                 jnp.sum(finished.leaves, axis=1, dtype=jnp.int32), mode="drop"
             ),
         )
+        return state, item.advance(device, stage=stage)
 
     @partial(jax.named_call, name="form")
     def _form(
-        self, site: Sites, requests: Requests, state: State, event: _Event,
+        self, site: Sites, requests: Requests, state: State, device: Device, event: _Event,
+        turn: Int32[Array, ""],
+    ) -> tuple[State, Device]:  # fmt: skip
+        """Form steps (rules 7 to 12); where slots have to be looked at, in some of the clusters."""
+        now = state.now
+        on = event.form & (device.stage >= FORM)
+        device, looks = jax.vmap(prepare)(site.clusters, site.where(state), device, now, on)
+        size = self._share(site.lanes.shape[0], FORMS)
+        item = site.item(state, device, choose(looks, size, turn))
+        look = jax.named_call(vllm.look if _is_vllm(site.clusters) else fifo.look, name="look")
+        state, stage, forming = look(
+            item, requests, state, jnp.asarray(site.clusters.cancel_expired)[item.at]
+        )
+        device = item.advance(
+            device, stage=stage, budget=forming.budget.astype(jnp.int64), pairs=forming.pairs
+        )
+        starts = event.form & (device.stage == LAUNCH)
+        return state, jax.vmap(launch)(site.clusters, site.where(state), device, now, starts)
+
+    @partial(jax.named_call, name="snapshot")
+    def _snapshot(
+        self, clusters: Cluster, table: Int32[Array, "D K"], state: State, event: _Event,
         turn: Int32[Array, ""],
     ) -> State:  # fmt: skip
-        """Form steps (rules 7 to 12); where slots have to be looked at, in some of the clusters."""
-        device, place, now = site.device(state), site.where(state), state.now
-        on = event.form & (device.stage >= FORM)
-        device, looks = jax.vmap(prepare)(site.clusters, place, device, now, on)
-        state = site.set_device(state, device, on)
-        item = site.item(
-            state, device, choose(looks, self._share(site.lanes.shape[0], FORMS), turn)
+        """Take snapshots of the signals, in some of the clusters (rule 15)."""
+        count = state.now.shape[0]
+        lane = choose(event.snapshot, self._share(count, SNAPSHOTS), turn)
+        at = jnp.minimum(lane, count - 1)
+        cluster, view = jax.tree.map(lambda leaf: leaf[at], (clusters, state))
+        known = jax.vmap(signals, in_axes=(0, 0, None))(cluster, view, table)
+        period = jnp.asarray(cluster.signal_period_ticks)
+        return replace(
+            state,
+            known=state.known.at[lane].set(known, mode="drop"),
+            next_snapshot=state.next_snapshot.at[lane].add(period, mode="drop"),
         )
-        look = jax.named_call(vllm.look if _is_vllm(site.clusters) else fifo.look, name="look")
-        state = look(item, requests, state, jnp.asarray(site.clusters.cancel_expired)[item.at])
-        device, place = site.device(state), site.where(state)
-        starts = event.form & (device.stage == LAUNCH)
-        launched = jax.vmap(launch)(site.clusters, place, device, now, starts)
-        return site.set_device(state, launched, starts)
 
     @partial(jax.named_call, name="arrive")
     def _arrive(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.ticks import NEVER
 from sim.types import Outcome
-from sim.vector.batch import Batch, Finished, Limits, records_of
+from sim.vector.batch import Batch, Finished, Forming, Limits, records_of
 from sim.vector.fifo_queue import Moment, Waiting
 from sim.vector.fifo_step import (
     BLOCKED,
@@ -51,7 +51,9 @@ from sim.vector.state import (
 )
 
 
-def emit(item: Items, requests: Requests, state: State) -> tuple[State, Finished]:
+def emit(
+    item: Items, requests: Requests, state: State
+) -> tuple[State, Finished, Int64[Array, " P"]]:
     """Requests finish and prompts that are computed emit a token (rule 13)."""
     batch, gone = jax.vmap(_emit_one)(requests.grace[item.at], item.batch, state.now[item.at])
     row, next_death = jax.vmap(refresh)(item.limits, batch)
@@ -60,9 +62,8 @@ def emit(item: Items, requests: Requests, state: State) -> tuple[State, Finished
         item.tell(state, gone.ids, gone.records, gone.leaves),
         next_death=state.next_death.at[item.lane, item.r, 0].set(next_death, mode="drop"),
     )
-    state = item.set_stage(state, jnp.full_like(item.lane, FORM))
     finished = Finished(gone.leaves & item.on[:, None], gone.ids, gone.records[..., EMITTED])
-    return state, finished
+    return state, finished, jnp.full(item.lane.shape, FORM, jnp.int64)
 
 
 def refresh(limits: Limits, batch: Batch) -> tuple[Replica, Int64[Array, ""]]:
@@ -89,8 +90,11 @@ def refresh(limits: Limits, batch: Batch) -> tuple[Replica, Int64[Array, ""]]:
 
 def look(
     item: Items, requests: Requests, state: State, cancel: Bool[Array, " P"]
-) -> State:  # fmt: skip
-    """Form a step in the slots of each of the items' replicas."""
+) -> tuple[State, Int64[Array, " P"], Forming]:
+    """Form a step in the slots of each of the items' replicas.
+
+    Also returns the stage that follows, and the steps as they are then.
+    """
     now = state.now[item.at]
     rows = read(state.queue, (item.at, item.r))
 
@@ -131,7 +135,7 @@ def look(
     )
     # a step that turns out empty leaves the turn to the next replica
     empty = (row.decoding == 0) & (row.step_prefill == 0)
-    return item.set_stage(state, jnp.where(empty, FORM, LAUNCH), formed.forming)
+    return state, jnp.where(empty, jnp.int64(FORM), LAUNCH), formed.forming
 
 
 def settle(state: State, count: Int32[Array, "R 1"]) -> Int64[Array, "N 4"]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.types import Cluster
-from sim.vector.batch import Batch, Forming, Limits
+from sim.vector.batch import Batch, Limits
 from sim.vector.device import Site
 from sim.vector.rows import read, read_row, rows_of, write
 from sim.vector.state import Device, Replica, State
@@ -32,12 +32,10 @@ class Sites(NamedTuple):
         """Its row."""
         return Device(*jnp.moveaxis(read(state.devices, (self.lanes, self.device_index)), -1, 0))
 
-    def set_device(self, state: State, device: Device, on: Bool[Array, " C"]) -> State:
-        """The state with its row changed, where `on`."""
+    def set_device(self, state: State, device: Device) -> State:
+        """The state with its row changed."""
         row = jnp.stack(device, axis=-1)
-        return replace(
-            state, devices=write(state.devices, (self.lanes, self.device_index), row, on)
-        )
+        return replace(state, devices=state.devices.at[self.lanes, self.device_index].set(row))
 
     def where(self, state: State) -> Site:
         """Its replicas."""
@@ -89,14 +87,11 @@ class Items(NamedTuple):
         columns = jnp.stack(row, axis=-1)
         return replace(state, ledger=state.ledger.at[self.lane, self.r].set(columns, mode="drop"))
 
-    def set_stage(self, state: State, stage: Array, forming: Forming | None = None) -> State:
-        """The state with the items' devices in another stage."""
-        device = self.device._replace(stage=stage.astype(jnp.int64))
-        if forming is not None:
-            device = device._replace(budget=forming.budget.astype(jnp.int64), pairs=forming.pairs)
-        row = jnp.stack(device, axis=-1)
-        devices = state.devices.at[self.lane, self.device_index].set(row, mode="drop")
-        return replace(state, devices=devices)
+    def advance(self, device: Device, **columns: Int64[Array, " P"]) -> Device:
+        """The devices at hand of all clusters, with columns of those of the items changed."""
+        old = device._asdict()
+        new = {name: old[name].at[self.lane].set(columns[name], mode="drop") for name in columns}
+        return device._replace(**new)
 
 
 def where(on: Bool[Array, " P"], new: Tree, old: Tree) -> Tree:

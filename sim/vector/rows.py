@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
-from sim.vector.state import Replica
+from sim.vector.state import PROGRESS, Replica
 
 
 def read(values: Array, index: tuple[Array | slice | int, ...]) -> Array:
@@ -31,6 +31,16 @@ def write(values: Array, index: tuple[Array, ...], new: Array, on: Bool[Array, "
     """The array with `new` at `index`, where `on`."""
     last = jnp.where(on, index[-1], values.shape[len(index) - 1])
     return values.at[(*index[:-1], last)].set(new, mode="drop")
+
+
+def write_progress(
+    ledger: Int32[Array, "C R F"], index: tuple[Array, Array], columns: Replica,
+    on: Bool[Array, "..."],
+) -> Array:  # fmt: skip
+    """The ledger with what decode steps change in rows, where `on`: their first columns."""
+    new = jnp.stack(columns[:PROGRESS], axis=-1)
+    row = jnp.where(on, index[1], ledger.shape[1])
+    return ledger.at[index[0], row, :PROGRESS].set(new, mode="drop")
 
 
 def rows_of(table: Int32[Array, "... F"]) -> Replica:

@@ -86,11 +86,11 @@ class Replica(NamedTuple):
     """A row of the ledger of replicas, or a column of each where several rows are at hand."""
 
     decode_count: Int32[Array, "*k"]  # decode steps so far
+    kv_tokens: Int32[Array, "*k"]  # context of the decoding requests
+    decode_tokens: Int32[Array, "*k"]  # most tokens that may still be emitted, queue included
     decoding: Int32[Array, "*k"]  # requests that emit a token in each step
     running: Int32[Array, "*k"]  # slots of the batch that are taken
-    kv_tokens: Int32[Array, "*k"]  # context of the decoding requests
     prefill_tokens: Int32[Array, "*k"]  # prompt tokens still to be computed, queue included
-    decode_tokens: Int32[Array, "*k"]  # most tokens that may still be emitted, queue included
     step_prefill: Int32[Array, "*k"]  # prompt tokens of the step that forms or runs
     admissions: Int32[Array, "*k"]  # so far
     next_end: Int32[Array, "*k"]  # decode count at which the first decoding request finishes
@@ -100,6 +100,9 @@ class Replica(NamedTuple):
     blocks: Int32[Array, "*k"]  # vLLM's: of those that do not decode; of all, where reserved
     head: Int32[Array, "*k"]  # of the queue's ring
     waiting: Int32[Array, "*k"]  # requests in the queue
+
+
+PROGRESS = 3  # columns of a replica that pure decode steps change, the first
 
 
 class Device(NamedTuple):

@@ -8,6 +8,7 @@ belongs to the replica of rank j mod A and round j // A, and takes
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Int32, Int64
 
 
@@ -31,17 +32,17 @@ def ranks(active: Bool[Array, " K"], first: Int32[Array, ""]) -> Int32[Array, " 
 
 def steps_of(turns: Turns, steps: Int32[Array, ""]) -> Int32[Array, " K"]:
     """How many of the first `steps` steps belong to each position."""
-    own = (steps - turns.rank + turns.replicas - 1) // turns.replicas
+    own = lax.div(steps - turns.rank + turns.replicas - 1, turns.replicas)
     return jnp.where(turns.rank < turns.replicas, own, 0)
 
 
 def elapsed(turns: Turns, steps: Int64[Array, ""]) -> Int64[Array, ""]:
-    """Ticks that the first `steps` steps take: T(m)."""
-    rounds, rest = steps // turns.replicas, steps % turns.replicas
-    whole = rounds * jnp.sum(turns.ticks)
-    whole += jnp.sum(turns.growth) * (rounds * (rounds - 1) // 2)
+    """Ticks that the first `steps` < 2³¹ steps take: T(m)."""
+    small = steps.astype(jnp.int32)  # divided 10 times as fast
+    rounds, rest = lax.div(small, turns.replicas), lax.rem(small, turns.replicas)
+    wide = rounds.astype(jnp.int64)
     begun = turns.rank < rest
-    return whole + jnp.sum(jnp.where(begun, turns.ticks + turns.growth * rounds, 0))
+    return _whole(turns, wide) + jnp.sum(jnp.where(begun, turns.ticks + turns.growth * wide, 0))
 
 
 def passed(turns: Turns, ticks: Int64[Array, ""]) -> Int64[Array, ""]:
@@ -55,12 +56,23 @@ def passed(turns: Turns, ticks: Int64[Array, ""]) -> Int64[Array, ""]:
     guess = jnp.floor(2 * target / jnp.maximum(linear + root, 1.0))
     rounds = jnp.minimum(guess, 2.0**30).astype(jnp.int64)
     count = turns.replicas.astype(jnp.int64)
-    rounds -= elapsed(turns, rounds * count) > ticks
-    rounds += elapsed(turns, (rounds + 1) * count) <= ticks
+    rounds -= _whole(turns, rounds) > ticks
+    rounds += _whole(turns, rounds + 1) <= ticks
     rounds = jnp.maximum(rounds, 0)
-    spent = elapsed(turns, rounds * count)
+    spent = _whole(turns, rounds)
     step = turns.ticks + turns.growth * rounds
     upto = turns.rank[None, :] <= turns.rank[:, None]
     ends = jnp.sum(jnp.where(upto, step[None, :], 0), axis=1)
     more = jnp.sum((turns.rank < count) & (spent + ends <= ticks))
     return rounds * count + more
+
+
+def last_of(turns: Turns, steps: Int64[Array, ""]) -> Int32[Array, ""]:
+    """The position that the last of the first `steps` < 2³¹ steps belongs to."""
+    rank = lax.rem(steps.astype(jnp.int32) - 1, turns.replicas)
+    return jnp.argmax(turns.rank == rank).astype(jnp.int32)
+
+
+def _whole(turns: Turns, rounds: Int64[Array, ""]) -> Int64[Array, ""]:
+    """Ticks that this many rounds take."""
+    return rounds * jnp.sum(turns.ticks) + jnp.sum(turns.growth) * (rounds * (rounds - 1) >> 1)

@@ -48,8 +48,13 @@ from sim.vector.vllm_step import (
 )
 
 
-def emit(item: Items, requests: Requests, state: State) -> tuple[State, Finished]:
-    """Requests finish and prompts that are computed emit a token (rule 13)."""
+def emit(
+    item: Items, requests: Requests, state: State
+) -> tuple[State, Finished, Int64[Array, " P"]]:
+    """Requests finish and prompts that are computed emit a token (rule 13).
+
+    Also returns the stage that follows.
+    """
     batch = item.batch
     members = _members(item, state, requests, jax.vmap(due)(batch))
     row, changes, more = jax.vmap(emit_one)(item.limits, batch, members, state.now[item.at])
@@ -59,13 +64,18 @@ def emit(item: Items, requests: Requests, state: State) -> tuple[State, Finished
     state = replace(
         state, next_death=state.next_death.at[item.lane, item.r, 0].set(next_death, mode="drop")
     )
-    state = item.set_stage(state, jnp.where(more, ENDED, FORM))
     leaves = changes.leaves & item.on[:, None]
-    return state, Finished(leaves, members.facts.ids, changes.records[..., EMITTED])
+    finished = Finished(leaves, members.facts.ids, changes.records[..., EMITTED])
+    return state, finished, jnp.where(more, jnp.int64(ENDED), FORM)
 
 
-def look(item: Items, requests: Requests, state: State, cancel: Bool[Array, " P"]) -> State:
-    """Cancel, preempt and admit in the slots of the items' replicas."""
+def look(
+    item: Items, requests: Requests, state: State, cancel: Bool[Array, " P"]
+) -> tuple[State, Int64[Array, " P"], Forming]:
+    """Cancel, preempt and admit in the slots of the items' replicas.
+
+    Also returns the stage that follows, and the steps as they are then.
+    """
     batch, now, ring = item.batch, state.now[item.at], state.queue.shape[2]
     where_r = (item.at[:, None], item.r[:, None])
     begins = item.on & (item.device.stage != SCAN)
@@ -118,7 +128,7 @@ def look(item: Items, requests: Requests, state: State, cancel: Bool[Array, " P"
     stage = jnp.where(again, BEGIN, stage)
     preempts = again & (back | before)
     budget = jnp.where(again, jnp.where(preempts, -1, 0), forming.budget)
-    return item.set_stage(state, stage, forming._replace(budget=budget))
+    return state, stage.astype(jnp.int64), forming._replace(budget=budget)
 
 
 def settle(state: State, count: Int32[Array, "R 1"]) -> Int64[Array, "N 4"]:
