@@ -22,20 +22,21 @@ from agent.learned import Learned
 from sim.observation import idle
 from sim.policy import Policy
 from sim.ticks import NEVER
-from sim.types import Bounds
-from sim.vector.engine import replicas_of_devices
+from sim.types import Bounds, Cluster
+from sim.vector.engine import Engine, replicas_of_devices
 from sim.vector.simulate import engine_for
-from sim.vector.state import to_requests
+from sim.vector.state import Requests, to_requests
 from tests.benchmarks.systems import system
 
 REQUESTS = 300
 SIZES = [int(size) for size in os.environ.get("VECTOR_CLUSTERS", "64,512").split(",")]
 
 
-def measure(
-    benchmark: Any, clusters: int, load: float, *, devices: int = 4, max_batch: int = 64,
+def game(
+    clusters: int, load: float, *, devices: int = 4, max_batch: int = 64,
     policy: Policy | None = None,
-) -> None:  # fmt: skip
+) -> tuple[Engine, jax.Array, Cluster, Requests]:  # fmt: skip
+    """An engine, the replicas of devices, and a batch of clusters with their requests."""
     cluster, drawn, limits = system(devices, load, 6000, max_batch)
     engine = engine_for(cluster, Uniform() if policy is None else policy)
     table = jnp.asarray(replicas_of_devices(cluster))
@@ -52,8 +53,11 @@ def measure(
         lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (clusters, *jnp.shape(leaf))),
         (cluster, to_requests(workload, bounds, 0)),
     )
-    requests = replace(requests, random_bits=bits)
+    return engine, table, batch, replace(requests, random_bits=bits)
 
+
+def measure(benchmark: Any, clusters: int, load: float, **settings: Any) -> None:
+    engine, table, batch, requests = game(clusters, load, **settings)
     # the batch is split over the devices that JAX has: on a CPU, as many as cores
     parts = jax.device_count()
 

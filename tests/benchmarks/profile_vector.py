@@ -1,0 +1,67 @@
+"""Prints where the time of an iteration of the JAX engine goes: by stage, then by kernel.
+
+`python -m tests.benchmarks.profile_vector [clusters [load]]`, 256 clusters at load 0.9 if not
+given, on one core. Bytes are those that a kernel writes; being traced makes small kernels slower.
+"""
+
+import re
+import sys
+import tempfile
+from collections import Counter
+from math import prod
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from sim.ticks import NEVER
+from tests.benchmarks.test_vector import game
+
+STAGES = ("next_event", "end", "emit", "look", "form", "snapshot", "arrive")  # the first in a path
+KERNEL = re.compile(r"%(\S+) = ([a-z]+)(\d*)\[([\d,]*)\].*[{ ]op_name=\"([^\"]*)\"")
+
+
+def main(clusters: int = 256, load: float = 0.9, most: int = 25) -> None:
+    engine, table, batch, requests = game(clusters, load)
+    states = jax.jit(jax.vmap(engine.start))(batch, requests)
+    play = jax.jit(engine.play).lower(batch, requests, table, states, jnp.full(clusters, NEVER))
+    run, arguments = play.compile(), (batch, requests, table, states, jnp.full(clusters, NEVER))
+    jax.block_until_ready(run(*arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(run(*arguments))
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(path))
+
+    spent, calls, stages, kernels = Counter(), Counter(), Counter(), {}
+    for plane in profile.planes:
+        for line in plane.lines:
+            for event in line.events:
+                spent[event.name] += event.duration_ns / 1000
+                calls[event.name] += 1
+    for name, _, bits, shape, path in KERNEL.findall(run.as_text()):
+        if spent[name] and not name.startswith("while"):
+            stage = next((s for s in STAGES if s in path.split("/")), "other")
+            size = prod(int(n) for n in shape.split(",") if n) * int(bits or 8) // 8
+            kernels[name] = (stage, size, f"{path.split('/')[-1]} [{shape}]")
+            stages[stage] += spent[name]
+    iterations = max(calls[name] for name in kernels)
+    total, console = stages.total(), Console(width=100)
+
+    by_stage = Table("stage", "µs an iteration", "share", "kernels")
+    for stage, time in stages.most_common():
+        count = sum(kernel[0] == stage for kernel in kernels.values())
+        by_stage.add_row(stage, f"{time / iterations:.0f}", f"{time / total:.0%}", str(count))
+    by_kernel = Table("kernel", "stage", "µs", "share", "bytes", title=f"{iterations} iterations")
+    for name in sorted(kernels, key=lambda name: -spent[name])[:most]:
+        stage, size, what = kernels[name]
+        share = f"{spent[name] / total:.1%}"
+        by_kernel.add_row(what, stage, f"{spent[name] / iterations:.1f}", share, f"{size:,}")
+    console.print(by_stage, by_kernel)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    main(*map(int, given[:1]), *map(float, given[1:2]))
