@@ -1,5 +1,7 @@
 """Prints where the time of an iteration of the JAX engine goes: by stage, then by kernel.
 
+Before it how many times the requests of the SimPy engine it plays, both in processor time.
+
 `python -m tests.benchmarks.profile_vector [clusters [load]]`, 256 clusters at load 0.9 if not
 given, on one core. Bytes are those that a kernel writes; being traced makes small kernels slower.
 """
@@ -7,7 +9,9 @@ given, on one core. Bytes are those that a kernel writes; being traced makes sma
 import re
 import sys
 import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 
@@ -16,7 +20,10 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from agent.baselines import Uniform
+from sim.cluster import simulate
 from sim.ticks import NEVER
+from tests.benchmarks.systems import system
 from tests.benchmarks.test_vector import game
 
 STAGES = ("next_event", "end", "emit", "look", "form", "snapshot", "arrive")  # the first in a path
@@ -24,11 +31,15 @@ KERNEL = re.compile(r"%(\S+) = ([a-z]+)(\d*)\[([\d,]*)\].*[{ ]op_name=\"([^\"]*)
 
 
 def main(clusters: int = 256, load: float = 0.9, most: int = 25) -> None:
-    engine, table, batch, requests = game(clusters, load)
+    engine, table, batch, requests, bounds, workload = game(clusters, load)
+    cluster = system(4, load, 6000, 64)[0]
     states = jax.jit(jax.vmap(engine.start))(batch, requests)
     play = jax.jit(engine.play).lower(batch, requests, table, states, jnp.full(clusters, NEVER))
     run, arguments = play.compile(), (batch, requests, table, states, jnp.full(clusters, NEVER))
     jax.block_until_ready(run(*arguments))
+    simpy_s = _seconds(lambda: simulate(cluster, workload, bounds, Uniform()))
+    jax_s = _seconds(lambda: jax.block_until_ready(run(*arguments)))
+    print(f"{clusters * simpy_s / jax_s:.1f} times the SimPy engine at load {load}")
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             jax.block_until_ready(run(*arguments))
@@ -51,15 +62,27 @@ def main(clusters: int = 256, load: float = 0.9, most: int = 25) -> None:
     total, console = stages.total(), Console(width=100)
 
     by_stage = Table("stage", "µs an iteration", "share", "kernels")
-    for stage, time in stages.most_common():
+    for stage, spent_us in stages.most_common():
         count = sum(kernel[0] == stage for kernel in kernels.values())
-        by_stage.add_row(stage, f"{time / iterations:.0f}", f"{time / total:.0%}", str(count))
+        by_stage.add_row(
+            stage, f"{spent_us / iterations:.0f}", f"{spent_us / total:.0%}", str(count)
+        )
     by_kernel = Table("kernel", "stage", "µs", "share", "bytes", title=f"{iterations} iterations")
     for name in sorted(kernels, key=lambda name: -spent[name])[:most]:
         stage, size, what = kernels[name]
         share = f"{spent[name] / total:.1%}"
         by_kernel.add_row(what, stage, f"{spent[name] / iterations:.1f}", share, f"{size:,}")
     console.print(by_stage, by_kernel)
+
+
+def _seconds(play: Callable[[], object], rounds: int = 4) -> float:
+    """Processor time of the fastest of some rounds."""
+    spent = []
+    for _ in range(rounds):
+        start = time.process_time()
+        play()
+        spent.append(time.process_time() - start)
+    return min(spent)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from agent.learned import Learned
 from sim.observation import idle
 from sim.policy import Policy
 from sim.ticks import NEVER
-from sim.types import Bounds, Cluster
+from sim.types import Bounds, Cluster, Workload
 from sim.vector.engine import Engine, replicas_of_devices
 from sim.vector.simulate import engine_for
 from sim.vector.state import Requests, to_requests
@@ -35,8 +35,8 @@ SIZES = [int(size) for size in os.environ.get("VECTOR_CLUSTERS", "64,512").split
 def game(
     clusters: int, load: float, *, devices: int = 4, max_batch: int = 64,
     policy: Policy | None = None,
-) -> tuple[Engine, jax.Array, Cluster, Requests]:  # fmt: skip
-    """An engine, the replicas of devices, and a batch of clusters with their requests."""
+) -> tuple[Engine, jax.Array, Cluster, Requests, Bounds, Workload]:  # fmt: skip
+    """An engine, the replicas of devices, a batch of clusters with their requests, and of one."""
     cluster, drawn, limits = system(devices, load, 6000, max_batch)
     engine = engine_for(cluster, Uniform() if policy is None else policy)
     table = jnp.asarray(replicas_of_devices(cluster))
@@ -53,11 +53,11 @@ def game(
         lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (clusters, *jnp.shape(leaf))),
         (cluster, to_requests(workload, bounds, 0)),
     )
-    return engine, table, batch, replace(requests, random_bits=bits)
+    return engine, table, batch, replace(requests, random_bits=bits), bounds, workload
 
 
 def measure(benchmark: Any, clusters: int, load: float, **settings: Any) -> None:
-    engine, table, batch, requests = game(clusters, load, **settings)
+    engine, table, batch, requests, *_ = game(clusters, load, **settings)
     # the batch is split over the devices that JAX has: on a CPU, as many as cores
     parts = jax.device_count()
 
