@@ -33,7 +33,7 @@ from sim.vector.state import (
     Replica,
 )
 
-WINDOW = 4  # waiting requests that one scan looks at; a longer scan goes on at the same instant
+WINDOW = 2  # waiting requests that one scan looks at; a longer scan goes on at the same instant
 TOGETHER = 2  # requests that one pass lets emit a token that is not just the next, or die
 
 
