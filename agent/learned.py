@@ -61,7 +61,9 @@ class Learned:
         due = observation.now_ticks >= state.until
         if observation.xp is not np or due:  # the network is not asked in vain
             features, allowed = self.look(state, observation)
-            state = self.hold(state, observation, due, self.best(features, allowed, observation))
+            state = self.hold(
+                state, observation, due, self.best(state, features, allowed, observation)
+            )
         return self.architecture.act(state.choice, observation), state
 
     def look(self, state: Held, observation: Observation) -> tuple[Features, Bool[Array, " A"]]:
@@ -70,12 +72,20 @@ class Learned:
         return architecture.features(state.choice, observation), architecture.allowed(observation)
 
     def best(
-        self, features: Features, allowed: Bool[Array, " A"], observation: Observation
+        self,
+        state: Held,
+        features: Features,
+        allowed: Bool[Array, " A"],
+        observation: Observation,
     ) -> Int[Array, ""]:
-        """The allowed choice of the highest value."""
+        """The allowed choice of the highest value, that in force unless another is clearly better.
+
+        A lead of `hysteresis` is given to the choice in force, here and not in what is learnt.
+        """
         xp = observation.xp
         values = xp.asarray(self._values(features))
-        return xp.argmax(xp.where(allowed, values, -xp.inf))
+        lead = self.architecture.hysteresis * (xp.arange(len(values)) == state.choice)
+        return xp.argmax(xp.where(allowed, values + lead, -xp.inf))
 
     def hold(
         self, state: Held, observation: Observation, due: Bool[Array, ""], choice: Int[Array, ""]
@@ -150,7 +160,7 @@ class Explorer:
         begins = (draw < chance) & ~goes_on  # and if so, draw / chance is uniform in its turn
         share = jnp.where(begins, draw / chance, 0.0)
         stray = jnp.argmax(jnp.cumsum(allowed) > share * jnp.sum(allowed))
-        choice = jnp.where(begins, stray, router.best(features, allowed, observation))
+        choice = jnp.where(begins, stray, router.best(state.held, features, allowed, observation))
         choice = jnp.where(goes_on, state.held.choice, choice)
         until = observation.now_ticks + self._stray_ticks
         stray_until = jnp.where(due & begins, until, state.stray_until)

@@ -21,6 +21,7 @@ class Architecture(Protocol):
 
     name: str
     hold_s: float  # how long a choice is held; 0: for one request
+    hysteresis: float  # in value, by which another choice has to be better than the one in force
 
     def n_choices(self, cluster: Cluster) -> int:
         """A, the number of choices in this cluster."""

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from sim.observation import Array, Observation
 from sim.ticks import TICKS_PER_S
 
+PRIOR = 8  # requests that decode
+
 
 class Table(NamedTuple):
     """The plans of a cluster."""
@@ -23,23 +25,24 @@ class Table(NamedTuple):
 def capacity_rps(observation: Observation) -> Float[Array, " M"]:
     """Requests that a device could finish per second with one model alone; 0 if it has no replica.
 
-    For requests of the mean context of those that decode now, or else like the one observed.
+    In each step of a full batch every request decodes a token, and as many prompts are computed
+    as requests leave. Requests have the mean context of those that decode now, in which the one
+    observed counts as `PRIOR` of them.
     """
     xp, cluster = observation.xp, observation.cluster
     output = observation.expected_output_tokens
     decoding, kv_tokens = xp.sum(observation.decoding), xp.sum(observation.kv_tokens)
-    seen = kv_tokens / xp.maximum(decoding, 1) - output / 2
-    prompt = xp.where(decoding > 0, xp.maximum(seen, 1.0), observation.prompt_tokens)
+    context = (kv_tokens + PRIOR * (observation.prompt_tokens + output / 2)) / (decoding + PRIOR)
+    prompt = xp.maximum(context - output / 2, 1.0)
     model = cluster.replica_model
     in_cache = cluster.kv_blocks * cluster.block_tokens / (prompt + output)
-    batch = xp.clip(xp.floor(in_cache), 1, cluster.max_batch).astype(int)
-    budget = cluster.token_budget
-    decode = cluster.host_ticks[model] + cluster.tokens_ticks[model, batch]
-    decode = decode + cluster.kv_token_ticks[model] * batch * (prompt + output / 2)
-    prefill = cluster.host_ticks[model] + cluster.tokens_ticks[model, budget]
-    rate = TICKS_PER_S / (output * decode / batch + prompt * prefill / budget)
+    batch = xp.clip(in_cache, 1, cluster.max_batch)
+    tokens = xp.minimum(batch * (1 + prompt / output), cluster.token_budget)
+    step = cluster.host_ticks[model] + cluster.tokens_ticks[model, xp.astype(tokens, int)]
+    step = step + cluster.kv_token_ticks[model] * batch * context
+    rate_rps = tokens / (prompt + output) * TICKS_PER_S / step
     of_model = model == xp.arange(len(cluster.models))[:, None]
-    return xp.max(xp.where(of_model, rate, 0.0), axis=1)
+    return xp.max(xp.where(of_model, rate_rps, 0.0), axis=1)
 
 
 def prospects(

@@ -22,6 +22,7 @@ class Paper:
 
     name = "paper"
     hold_s = 0.0
+    hysteresis = 0.0
 
     def __init__(self, widths: Sequence[int] = (64, 64), window_s: float = 1.0) -> None:
         """`window_s` is the time scale of the arrival rate estimate, one of WINDOWS_S."""

@@ -43,6 +43,7 @@ class PlansSpec(Spec):
 
     plans: tuple[PlanSpec, ...] = Field(min_length=2)
     hold_s: float = Field(gt=0, le=MAX_S)
+    hysteresis: float = Field(ge=0)  # in value, by which another plan has to be better
     widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
 
 
@@ -61,11 +62,16 @@ class Plans:
     name = "plans"
 
     def __init__(
-        self, plans: Sequence[Mapping[str, Any]], hold_s: float, widths: Sequence[int]
+        self,
+        plans: Sequence[Mapping[str, Any]],
+        hold_s: float,
+        widths: Sequence[int],
+        hysteresis: float = 0.0,
     ) -> None:
         """Settings as of `PlansSpec`."""
-        spec = check(PlansSpec, {"plans": plans, "hold_s": hold_s, "widths": widths}, "agent")
-        self.hold_s = spec.hold_s
+        settings = {"plans": plans, "hold_s": hold_s, "widths": widths, "hysteresis": hysteresis}
+        spec = check(PlansSpec, settings, "agent")
+        self.hold_s, self.hysteresis = spec.hold_s, spec.hysteresis
         self._plans, self._widths = spec.plans, spec.widths
 
     def n_choices(self, cluster: Cluster) -> int:

@@ -45,6 +45,7 @@ class Replicas:
 
     name = "replicas"
     hold_s = 0.0
+    hysteresis = 0.0
 
     def __init__(self, embedding: Sequence[int], widths: Sequence[int]) -> None:
         """Settings as of `ReplicasSpec`."""

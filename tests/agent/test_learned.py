@@ -166,6 +166,7 @@ class Stub:
     """Four choices: the replicas. The best is that of the number of prompt tokens."""
 
     hold_s: float = 0.0
+    hysteresis: float = 0.0
     name: str = "stub"
 
     def n_choices(self, cluster: Any) -> int:
