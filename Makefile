@@ -7,14 +7,19 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INSTALLED := $(VENV)/installed
 INSTALLED_TEST := $(VENV)/installed-$(EXTRAS)
 
+# A training that ends in about a minute on two cores.
+QUICK := pool=32 validation=16 assess_every=5 agent.dqn.iterations=15 \
+	agent.practice.clusters=32 agent.practice.requests=2000
+
 OUT ?= outputs/gpu
 VECTOR_CLUSTERS ?= 1024,16384
 
 .DEFAULT_GOAL := help
 .PHONY: run test lint bench gpu clean help
 
-run: $(INSTALLED)  ## compare the policies on a quick experiment and report
-	$(BIN)/python -m agent.evaluate experiment=quick
+run: $(INSTALLED)  ## train a router in a minute, compare it with the others, report
+	$(BIN)/python -m agent.train name=quick $(QUICK)
+	$(BIN)/python -m agent.evaluate experiment=run
 
 test: lint  ## everything that must hold: lint, types, tests (EXTRAS=test,live: with the engine)
 	$(BIN)/python -m pytest -n auto --dist loadfile --ignore=tests/benchmarks
@@ -27,10 +32,14 @@ lint: $(INSTALLED_TEST)  ## style and types only
 bench: $(INSTALLED_TEST)  ## how fast the engine is on this machine
 	$(BIN)/python -m pytest tests/benchmarks
 
-gpu:  ## how fast the JAX engine is on a GPU, with the interpreter given: make gpu PYTHON=python3
+gpu:  ## speed and training on a GPU, with the interpreter given: make gpu PYTHON=python3
 	mkdir -p $(OUT)
 	BENCH_JSON=$(OUT)/vector.json VECTOR_CLUSTERS=$(VECTOR_CLUSTERS) \
 		timeout 540 $(PYTHON) -m pytest -q tests/benchmarks/test_vector.py
+	BENCH_JSON=$(OUT)/training.json \
+		timeout 540 $(PYTHON) -m pytest -q tests/benchmarks/test_training.py
+	-timeout --signal=TERM 540 $(PYTHON) -m agent.train name=gpu output_dir=$(OUT)/train \
+		agent.practice.clusters=1024 agent.dqn.updates=2000
 
 clean:  ## remove what these commands made, the environment included
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache \

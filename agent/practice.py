@@ -90,8 +90,8 @@ def play(
 ) -> State:
     """Play requests [C, N] in copies of a cluster to their ends.
 
-    Every JAX device takes an equal share of the clusters, if that can be; on a CPU there may be
-    one for each core. The policy is built from `weights` on each of them.
+    As many JAX devices as divide C take an equal share of the clusters each; on a CPU there may
+    be one for each core. The policy is built from `weights` on each of them.
     """
     table = jnp.asarray(replicas_of_devices(cluster))
 
@@ -103,10 +103,13 @@ def play(
         states = jax.vmap(engine.start)(clusters, requests)
         return engine.play(clusters, requests, table, states, jnp.full(count, NEVER))
 
-    n_devices = jax.device_count()
-    if n_devices == 1 or requests.arrival.shape[0] % n_devices:
+    count = requests.arrival.shape[0]
+    n_devices = max(n for n in range(1, jax.device_count() + 1) if count % n == 0)
+    if n_devices == 1:
         return part(weights, requests)
-    mesh = jax.make_mesh((n_devices,), ("clusters",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh(
+        (n_devices,), ("clusters",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n_devices]
+    )
     each, all_of_it = PartitionSpec("clusters"), PartitionSpec()  # type: ignore[no-untyped-call]
     shared = jax.shard_map(
         part, mesh=mesh, in_specs=(all_of_it, each), out_specs=each, check_vma=False

@@ -28,6 +28,15 @@ class AgentSpec(Spec):
     practice: PracticeSettings
     dqn: DqnSpec
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.practice.explore_per == "decision" and self.dqn.epsilon > 1:
+            raise ValueError(
+                f"dqn.epsilon must be ≤ 1, a share of the decisions, got {self.dqn.epsilon:g}; "
+                "practice.explore_per: second makes it a number in a second"
+            )
+        return self
+
 
 class TrainSpec(Spec):
     """All that `python -m agent.train` is told."""

@@ -264,7 +264,7 @@ def test_validation_is_on_other_requests_than_practice():
     assert not arrivals & {row.tobytes() for row in np.asarray(validation.arrival)}
 
 
-@pytest.mark.parametrize("agent", ["plans", "paper"])
+@pytest.mark.parametrize("agent", ["plans", "paper", "replicas"])
 def test_every_agent_that_is_shipped_is_complete(agent):
     config = compose("train", overrides=[f"agent={agent}", "name=x", "pool=1"])
     spec = check(TrainSpec, OmegaConf.to_container(config, resolve=True), "")
@@ -277,6 +277,7 @@ def test_every_agent_that_is_shipped_is_complete(agent):
         ("+speed=1", "speed = 1: unknown key; allowed: agent"),
         ("seeds=0", "seeds = 0: "),
         ("assess_every=0", "assess_every = 0: "),
+        ("agent.dqn.epsilon=4", "agent.* dqn.epsilon must be ≤ 1, a share of the decisions, got 4"),
         ("agent.dqn.learning_rate=-1", "agent.dqn.learning_rate = -1: "),
         ("+agent.dqn.rate=1", "agent.dqn.rate = 1: unknown key; allowed: batch_size"),
         ("agent.practice.stretch=[2,1]", "agent.practice = .*stretch must go"),

@@ -1,0 +1,45 @@
+"""How fast routers are trained: one iteration of the default training, for one seed and for 16.
+
+Every iteration plays the clusters of a round and then learns from what is remembered; for 16
+seeds a round has a quarter of the clusters. Compilation is left out.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from agent.training import TrainSpec, make_loop, make_practice
+from sim.config import check
+
+
+def spec(agent: str, clusters: int) -> TrainSpec:
+    overrides = [f"agent={agent}", f"agent.practice.clusters={clusters}", "name=benchmark",
+                 "output_dir=none", "pool=16", "agent.practice.requests=1000",
+                 "agent.dqn.capacity=20_000"]  # fmt: skip
+    with initialize_config_module("conf", version_base="1.3"):
+        return check(TrainSpec, OmegaConf.to_container(compose("train", overrides)), "")
+
+
+@pytest.mark.parametrize("agent", ["paper", "plans", "replicas"])
+@pytest.mark.parametrize("seeds", [1, 16])
+def test_training(benchmark: Any, agent: str, seeds: int) -> None:
+    if seeds > 1 and agent != "paper":
+        pytest.skip("one architecture tells what seeds side by side cost")
+    settings = spec(agent, 64 if seeds == 1 else 16)
+    loop = make_loop(make_practice(settings), settings)
+    learner = jax.jit(jax.vmap(loop.start))(jax.vmap(jax.random.key)(np.arange(seeds)))
+    iterate = jax.jit(jax.vmap(loop.iterate))
+    metrics = benchmark.pedantic(
+        lambda: jax.tree.map(np.asarray, iterate(learner)[1]), rounds=2, warmup_rounds=1
+    )
+    wall_s = benchmark.stats.stats.min
+    benchmark.extra_info.update(
+        {
+            "requests/s": round(metrics["requests"].sum() / wall_s),
+            "decisions/s": round(metrics["decisions"].sum() / wall_s),
+        }
+    )
