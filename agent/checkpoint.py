@@ -99,7 +99,9 @@ def make_architecture(config: Mapping[str, object], key: str) -> Architecture:
     Raises:
         ConfigError: if there is no such architecture, or it refuses a setting.
     """
-    parts = ("name", "hold_s", "n_choices", "network", "features", "allowed", "act")
+    parts = (
+        "name", "hold_s", "hysteresis", "n_choices", "network", "features", "allowed", "act",
+    )  # fmt: skip
     return cast(Architecture, build(config, key, parts))
 
 
@@ -124,7 +126,6 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     card = environment.from_string(template).render(
         kind=checkpoint.kind,
         spec=checkpoint.spec,
-        folder=folder,
         parameters=sum(w.size for w in checkpoint.weights.values()),
     )
     with whole_folder(folder) as draft:

@@ -1,7 +1,6 @@
 """The command that compares policies on identical workloads: `python -m agent.evaluate`."""
 
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,7 +10,6 @@ from pathlib import Path
 import hydra
 import pyarrow as pa
 import pyarrow.csv
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from rich.console import Console
@@ -76,14 +74,13 @@ def _row(standing: Standing) -> dict[str, str | float | bool | None]:
 def _origin(spec: EvaluationSpec) -> dict[str, str]:
     """Where the numbers come from, for people and programs."""
     bundle = load_bundle(spec.cluster.profile)
-    overrides = HydraConfig.get().overrides.task
     return {
         "profile": f"{bundle.meta.kind}, {bundle.meta.device}",
         "profile hash": bundle.content_hash,
         "profile made by": bundle.meta.command,
         "rules hash": rules_hash(),
         "version": version("besteffort"),
-        "command": shlex.join(["python", "-m", "agent.evaluate", *overrides]),
+        "command": command.line("agent.evaluate"),
     }
 
 

@@ -84,7 +84,8 @@ class Learned:
         """
         xp = observation.xp
         values = xp.asarray(self._values(features))
-        lead = self.architecture.hysteresis * (xp.arange(len(values)) == state.choice)
+        in_force = (xp.arange(len(values)) == state.choice) & (state.until > 0)
+        lead = xp.asarray(self.architecture.hysteresis * in_force, dtype=values.dtype)
         return xp.argmax(xp.where(allowed, values + lead, -xp.inf))
 
     def hold(

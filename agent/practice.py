@@ -63,9 +63,7 @@ class PracticeSpec(PracticeSettings):
     reward: RewardSpec
 
 
-def to_pool(
-    workloads: Sequence[Workload], utility_spec: UtilitySpec, n_requests: int
-) -> Requests:  # fmt: skip
+def to_pool(workloads: Sequence[Workload], utility_spec: UtilitySpec, n_requests: int) -> Requests:
     """The first `n_requests` of each workload, as arrays with a leading axis P."""
     pool = []
     for workload in workloads:
@@ -111,10 +109,10 @@ def play(
         (n_devices,), ("clusters",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n_devices]
     )
     each, all_of_it = PartitionSpec("clusters"), PartitionSpec()  # type: ignore[no-untyped-call]
-    shared = jax.shard_map(
+    spread = jax.shard_map(
         part, mesh=mesh, in_specs=(all_of_it, each), out_specs=each, check_vma=False
     )
-    end: State = shared(weights, requests)
+    end: State = spread(weights, requests)
     return end
 
 

@@ -16,7 +16,7 @@ from sim.files import locate
 # what is done with trials, and what makes weights, which are hashed themselves
 ELSEWHERE = (
     "comparison.py", "evaluate.py", "plots.py", "publish.py", "report.py",
-    "credit.py", "practice.py", "reward.py", "train.py", "trainer.py", "training.py",
+    "blame.py", "credit.py", "practice.py", "reward.py", "train.py", "trainer.py", "training.py",
     "training_report.py", "dqn/",
 )  # fmt: skip
 

@@ -1,6 +1,5 @@
 """The command that trains a router: `python -m agent.train`."""
 
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +11,6 @@ import hydra
 import jax
 import joblib  # type: ignore[import-untyped]
 import numpy as np
-from hydra.core.hydra_config import HydraConfig
 from jaxtyping import Float32
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from rich.console import Console
@@ -145,8 +143,8 @@ def summary(trainer: Trainer, kept: Checkpoint) -> str:
 def finish(trainer: Trainer, made_by: str, console: Console) -> str | None:
     """Write checkpoint and report and show what they say; what to complain of at the end."""
     spec, at = trainer.spec, trainer.iteration
-    if trainer.run.best_iteration.max() == 0:
-        return f"stopped at iteration {at}, before the first validation: the same command goes on"
+    if trainer.iteration == 0:
+        return f"stopped at iteration {at}, before it began: the same command goes on"
     kept = trainer.checkpoint(made_by)
     folder, page = Path(spec.output_dir, "checkpoint"), Path(spec.output_dir, "report.html")
     checkpoint.save(kept, folder)
@@ -182,8 +180,7 @@ def main(config: DictConfig) -> None:
         if trainer.resume():
             console.print(f"going on from iteration {trainer.iteration}", highlight=False)
         go(trainer, console)
-        command_line = ["python", "-m", "agent.train", *HydraConfig.get().overrides.task]
-        complaint = finish(trainer, shlex.join(command_line), console)
+        complaint = finish(trainer, command.line("agent.train"), console)
     except MissingMandatoryValue as missing:
         sys.exit(f"refused: {missing.full_key} is missing")
     except (ConfigError, WorkloadError, TraceError, OSError) as refused:

@@ -45,7 +45,7 @@ class Run(NamedTuple):
     best_performance: Float64[Array, " S"]  # −inf before the first assessment
     best_iteration: Int32[Array, " S"]
     practice: dict[str, Float32[np.ndarray, "I S"]]  # metrics of each iteration; NaN: to come
-    assessed_at: Int32[np.ndarray, " K"]  # iterations; 0: to come
+    assessed_at: Int32[np.ndarray, " K"]  # iterations, 0 first; −1: to come
     validation: Float64[np.ndarray, "K S W"]  # performance without exploration
     seconds: Float64[np.ndarray, ""]  # spent on iterations
 
@@ -76,7 +76,7 @@ class Trainer:
         seeds = np.arange(spec.seed, spec.seed + spec.seeds)
         learner = self._start(jax.vmap(jax.random.key)(seeds))
         metrics = jax.eval_shape(self._iterate, learner)[1]
-        assessments = -(-iterations // spec.assess_every)
+        assessments = -(-iterations // spec.assess_every) + 1
         return Run(
             learner=learner,
             best=jax.tree.map(jnp.copy, learner.params),
@@ -84,7 +84,7 @@ class Trainer:
             best_iteration=jnp.zeros(spec.seeds, jnp.int32),
             practice={name: np.full((iterations, spec.seeds), np.nan, np.float32)
                       for name in metrics},
-            assessed_at=np.zeros(assessments, np.int32),
+            assessed_at=np.full(assessments, -1, np.int32),
             validation=np.full((assessments, spec.seeds, spec.validation), np.nan),
             seconds=np.zeros(()),
         )  # fmt: skip
@@ -105,7 +105,12 @@ class Trainer:
         return self.iteration == self.iterations or bool(self.diverged)
 
     def step(self) -> dict[str, Float32[np.ndarray, " S"]]:
-        """One iteration, and an assessment where it is time for one; the iteration's metrics."""
+        """One iteration, and an assessment where it is time for one; the iteration's metrics.
+
+        What has learnt nothing is assessed too: nothing worse than that is kept.
+        """
+        if self.iteration == 0:
+            self._validate()
         started, index = perf_counter(), self.iteration
         learner, metrics = self._iterate(self.run.learner)
         now = {name: np.asarray(value) for name, value in metrics.items()}
@@ -191,7 +196,7 @@ class Trainer:
         """Assess the weights as they are, and keep those that are the best yet."""
         run, iteration = self.run, self.iteration
         performance = np.asarray(self._assess(run.learner.params, self.validation))
-        row = -(-iteration // self.spec.assess_every) - 1
+        row = -(-iteration // self.spec.assess_every)
         run.assessed_at[row], run.validation[row] = iteration, performance
         mean = jnp.asarray(performance.mean(axis=1))
         better = mean > run.best_performance

@@ -30,9 +30,10 @@ class AgentSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.practice.explore_per == "decision" and self.dqn.epsilon > 1:
+        most = max(self.dqn.epsilon, self.dqn.epsilon_end)
+        if self.practice.explore_per == "decision" and most > 1:
             raise ValueError(
-                f"dqn.epsilon must be ≤ 1, a share of the decisions, got {self.dqn.epsilon:g}; "
+                f"dqn.epsilon must be ≤ 1, a share of the decisions, got {most:g}; "
                 "practice.explore_per: second makes it a number in a second"
             )
         return self

@@ -78,7 +78,7 @@ def learning_curve(trainer: Trainer) -> Figure:
     run, spec = trainer.run, trainer.spec
     picture = Figure(figsize=(WIDTH, 4.6))
     axes = picture.subplots()
-    done = run.assessed_at > 0
+    done = run.assessed_at >= 0
     for index in range(spec.seeds):
         colour = SERIES[index % len(SERIES)][0]
         practice = run.practice["performance"][: trainer.iteration, index]
@@ -87,7 +87,7 @@ def learning_curve(trainer: Trainer) -> Figure:
         validation = run.validation[done, index].mean(axis=1)
         axes.plot(run.assessed_at[done], validation, color=colour, linewidth=2, marker="o",
                   markersize=3, label=f"seed {spec.seed + index}")  # fmt: skip
-        if run.best_iteration[index]:
+        if done.any():
             axes.plot([run.best_iteration[index]], [run.best_performance[index]], color=colour,
                       marker="o", markersize=11, fillstyle="none")  # fmt: skip
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

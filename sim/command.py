@@ -1,9 +1,12 @@
 """How the project's commands are started from a shell."""
 
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from importlib.resources import files
+
+from hydra.core.hydra_config import HydraConfig
 
 _ASSIGNMENT = re.compile(r"(?P<key>[A-Za-z_]\w*(\.[\w.-]+)?)=")
 
@@ -17,6 +20,12 @@ def run(main: Callable[[], None]) -> None:
     """
     sys.argv[1:] = [_let_pass(argument) for argument in sys.argv[1:]]
     main()
+
+
+def line(module: str) -> str:
+    """The command that is running, as a user would type it."""
+    overrides = HydraConfig.get().overrides.task
+    return shlex.join(["python", "-m", module, *(text.removeprefix("++") for text in overrides)])
 
 
 def _let_pass(argument: str) -> str:

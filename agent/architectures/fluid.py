@@ -11,6 +11,7 @@ from sim.observation import Array, Observation
 from sim.ticks import TICKS_PER_S
 
 PRIOR = 8  # requests that decode
+HEADROOM = 0.92  # share of a device's capacity that it is to be loaded with at the most
 
 
 class Table(NamedTuple):
@@ -53,7 +54,7 @@ def prospects(
 
     What the larger models cannot serve goes to the smallest; what that cannot serve is lost.
     """
-    xp, quality = observation.xp, xp_quality(observation)
+    xp, quality = observation.xp, quality_of(observation)
     n_models = quality.shape[0]
     models = xp.arange(n_models)
     count = (table.model[:, :, None] == models).sum(axis=1)  # [P, M] devices
@@ -66,29 +67,31 @@ def prospects(
     target = xp.argmax(xp.where(eligible, quality[None], -1.0), axis=1)  # [P, T]
     goes = target[:, None, :] == models[:, None]  # [P, M, T]
     share = xp.sum(goes * mix, axis=2)  # [P, M]
-    room = count * capacity  # [P, M]
+    room = HEADROOM * count * capacity  # [P, M]
     is_base = models == base[:, None]
     demand = rate_rps[:, None] * share[:, None]  # [P, S, M]
     upper = xp.where(is_base[:, None], 0.0, demand)
     served = xp.minimum(upper, room[:, None])
-    to_base = xp.sum(xp.where(is_base[:, None], demand, upper - served), axis=2)
+    spilt = xp.where(is_base[:, None], demand, upper - served)  # what the base is to serve
+    to_base = xp.sum(spilt, axis=2)
     base_room = xp.sum(xp.where(is_base, room, 0.0), axis=1)[:, None]
     upper_room = xp.sum(xp.where(is_base | (share == 0), 0.0, room), axis=1)[:, None]
     upper_load = xp.sum(upper, axis=2) / xp.maximum(upper_room, 1e-9)
     base_load = to_base / xp.maximum(base_room, 1e-9)
-    # quality where everything is served by its target, where all goes to the base
+    # mean quality of the requests of each target, from the target and from the base in its place
     best = xp.sum(mix * xp.max(quality, axis=0))
-    of_target = xp.sum(goes * mix * quality[None], axis=2)  # [P, M]
-    mean_target = of_target / xp.maximum(share, 1e-9)
-    gained = xp.sum(xp.where(is_base[:, None], 0.0, served * mean_target[:, None]), axis=2)
-    of_base = xp.sum(mix * floor, axis=1)[:, None]
-    kept = xp.minimum(to_base, base_room) * of_base
+    each = xp.maximum(share, 1e-9)
+    by_target = xp.sum(goes * mix * quality[None], axis=2) / each  # [P, M]
+    by_base = xp.sum(goes * mix * floor[:, None], axis=2) / each
+    gained = xp.sum(served * by_target[:, None], axis=2)
+    reached = xp.minimum(1.0, base_room / xp.maximum(to_base, 1e-9))
+    kept = reached * xp.sum(spilt * by_base[:, None], axis=2)
     total = xp.maximum(rate_rps, 1e-9)
     regret = best - (gained + kept) / total
     return upper_load, base_load, regret
 
 
-def xp_quality(observation: Observation) -> Float[Array, "M T"]:
+def quality_of(observation: Observation) -> Float[Array, "M T"]:
     """Quality of each model on each task."""
     quality: Float[Array, "M T"] = observation.xp.asarray(observation.cluster.quality)
     return quality

@@ -1,6 +1,6 @@
 """`scheduler=transformers_fifo` in the JAX engine; the rules are those of `sim.transformers_fifo`.
 
-What the engine asks of a scheduler, as `sim.vector.batch` answers it for vLLM's. A step without
+What the engine asks of a scheduler, as `sim.vector.vllm` answers it for vLLM's. A step without
 prompts in which nobody starves repeats while blocks suffice, whatever waits: the free blocks only
 become fewer, so that whoever was skipped or held back is again, and who was scanned leaves the
 queue by dying alone, at which a leap ends.

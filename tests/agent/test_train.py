@@ -142,19 +142,19 @@ def test_a_training_starts_anew_where_its_state_is_not_wanted(anew):
     assert not Path(anew.spec.output_dir, STATE).exists()
 
 
-def test_the_best_weights_in_validation_are_kept(anew):
-    best, weights = -np.inf, {}
+def test_the_best_weights_in_validation_are_kept_those_before_any_learning_included(anew):
+    had = {0: tensors.flat(anew.run.learner.params)}
     while not anew.finished:
         anew.step()
-        performance = anew.run.validation[anew.run.assessed_at == anew.iteration].mean(axis=2)
-        if performance.size and performance.max() > best:
-            best, seed = performance.max(), int(performance.argmax())
-            weights = {name: array[seed] for name, array in
-                       tensors.flat(anew.run.learner.params).items()}  # fmt: skip
+        had[anew.iteration] = tensors.flat(anew.run.learner.params)
+    assert anew.run.assessed_at.tolist() == [0, 2, 4]
+    performance = anew.run.validation.mean(axis=2)  # [K, S]
+    which, seed = np.unravel_index(performance.argmax(), performance.shape)
     kept = anew.checkpoint("")
-    assert kept.spec.performance == best
-    assert kept.weights.keys() == weights.keys()
-    assert all((kept.weights[name] == weights[name]).all() for name in weights)
+    assert kept.spec.performance == performance.max()
+    best = had[int(anew.run.assessed_at[which])]
+    assert kept.weights.keys() == best.keys()
+    assert all((kept.weights[name] == best[name][seed]).all() for name in best)
 
 
 def test_seeds_come_to_different_routers(trainer):
@@ -207,9 +207,7 @@ def test_a_training_that_is_asked_to_stop_saves_where_it_is(anew, monkeypatch, n
     assert signal.getsignal(number) == before
     assert anew.iteration == 1
     complaint = finish(anew, "", QUIET)
-    assert complaint == (
-        "stopped at iteration 1, before the first validation: the same command goes on"
-    )
+    assert complaint == "stopped at iteration 1: the same command goes on"
     anew.run = anew.start()
     assert anew.resume()
     assert anew.iteration == 1
