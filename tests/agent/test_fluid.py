@@ -1,0 +1,138 @@
+"""What a plan comes to if requests were a fluid, against a plain loop, and the first guess."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.architectures import Plans, fluid
+from agent.architectures.network import PlanNet
+from agent.checkpoint import Trained
+from agent.learned import Held, Learned
+from sim.deploy import ClusterSpec, build_cluster
+from sim.observation import Observation, idle
+from sim.profile import load_bundle
+from sim.types import Cluster
+
+TASKS = ("piqa", "winogrande", "hellaswag", "openbookqa")
+PROFILE = "pkg://calibrate.profiles/a100-80gb-analytic"
+MODELS = ("opt-125m", "opt-1.3b", "opt-6.7b")
+SHARES = ([0, 0, 1], [0, 1, 1], [1, 2, 1], [1, 3, 0], [0, 1, 0])
+PLANS = Plans(
+    [{"shares": s, "price": p} for s in SHARES for p in (0.0, 0.05, 0.1)], hold_s=0.1, widths=[8]
+)
+
+
+def default_cluster() -> Cluster:
+    spec = ClusterSpec(profile=PROFILE, devices=4, models=MODELS)
+    return build_cluster(spec, load_bundle(PROFILE), TASKS)
+
+
+CLUSTER = default_cluster()
+
+
+def situation(rate_rps: float = 0.0) -> Observation:
+    """Requests of 128 and at most 64 tokens, at this rate on all time scales; nothing inside."""
+    counts = np.repeat(np.rint(rate_rps * 0.25 * 4.0 ** np.arange(4) / 4)[:, None], 4, axis=1)
+    return replace(
+        idle(CLUSTER, np), now_ticks=np.int64((1 << 44) - 1), prompt_tokens=np.int64(128),
+        max_tokens=np.int64(64), window_arrivals=counts.astype(np.int64),
+    )  # fmt: skip
+
+
+def regret_of(plan: int, rate_rps: float, mix: np.ndarray, capacity: np.ndarray) -> float:
+    """The regret per request of one plan, request class by request class."""
+    table, quality = PLANS.table(CLUSTER), CLUSTER.quality
+    served = set(table.model[plan].tolist())
+    base = min(served)
+    room = {m: fluid.HEADROOM * (table.model[plan] == m).sum() * capacity[m] for m in served}
+    target = {}
+    for task in range(len(TASKS)):
+        worth = [
+            m for m in served
+            if m == base or quality[m, task] - quality[base, task] >= table.price[plan]
+        ]  # fmt: skip
+        target[task] = max(worth, key=lambda m, task=task: quality[m, task])
+    asked = {m: rate_rps * sum(mix[t] for t in target if target[t] == m) for m in served}
+    taken = {m: min(1.0, room[m] / asked[m]) if asked[m] else 1.0 for m in served if m != base}
+    to_base = asked[base] + sum(asked[m] * (1 - taken[m]) for m in taken)
+    kept = min(1.0, room[base] / to_base) if to_base else 1.0
+    earned = 0.0
+    for task, m in target.items():
+        at_target = taken.get(m, 0.0)
+        at_base = (1 - at_target) * kept * quality[base, task]
+        earned += mix[task] * (at_target * quality[m, task] + at_base)
+    return float((mix * quality.max(axis=0)).sum() - earned)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rate_rps=st.floats(0.1, 5000),
+    weights=st.lists(st.floats(0.01, 1), min_size=4, max_size=4),
+    capacity=st.lists(st.floats(1, 500), min_size=3, max_size=3),
+)
+def test_regret_is_what_a_plain_loop_finds_and_never_negative(rate_rps, weights, capacity):
+    mix, room = np.array(weights) / sum(weights), np.array(capacity)
+    table = PLANS.table(CLUSTER)
+    found = fluid.prospects(table, np.array([rate_rps]), mix, room, situation())[2][:, 0]
+    expected = [regret_of(plan, rate_rps, mix, room) for plan in range(len(table.price))]
+    assert found == pytest.approx(np.array(expected), abs=1e-9)
+    assert (found > -1e-9).all()
+
+
+def test_the_large_model_alone_loses_nothing_until_its_capacity():
+    capacity = fluid.capacity_rps(situation())
+    table, mix = PLANS.table(CLUSTER), np.full(4, 0.25)
+    limit = 4 * fluid.HEADROOM * capacity[2]
+    rates = np.array([1.0, 0.99 * limit, 1.5 * limit])
+    regret = fluid.prospects(table, rates, mix, capacity, situation())[2][0]
+    assert regret[:2] == pytest.approx(0)
+    assert regret[2] > 0.1
+
+
+def test_smaller_models_serve_more():
+    small, medium, large = fluid.capacity_rps(situation())
+    assert small > 2 * medium > 4 * large > 0
+
+
+def test_before_any_learning_the_plan_of_the_least_regret_is_chosen():
+    network = PLANS.network(MODELS)
+    assert isinstance(network, PlanNet)
+    for rate_rps in (20, 640):
+        features = PLANS.features(np.int32(0), situation(rate_rps))
+        params = network.init(jax.random.key(0), features)
+        values = np.asarray(network.apply(params, features))
+        assert values == pytest.approx(-features[:, network.regrets].max(axis=1), abs=1e-6)
+        router = Learned(PLANS, MODELS, params)
+        _, held = router.decide(router.init(CLUSTER), situation(rate_rps))
+        assert values[int(held.choice)] == values.max()
+        assert (int(held.choice) == 0) == (rate_rps == 20)  # the large model alone
+
+
+def test_the_choice_in_force_is_left_only_for_one_that_is_better_by_the_hysteresis():
+    seen = situation(640)
+    features = PLANS.features(np.int32(0), seen)
+    params = PLANS.network(MODELS).init(jax.random.key(0), features)
+    values = np.asarray(PLANS.network(MODELS).apply(params, features))
+    gap = float(values.max() - values[0])
+    for hysteresis, stays in ((0.9 * gap, False), (1.1 * gap, True)):
+        plans = Plans(
+            [{"shares": s, "price": p} for s in SHARES for p in (0.0, 0.05, 0.1)],
+            hold_s=0.1, widths=[8], hysteresis=hysteresis,
+        )  # fmt: skip
+        router = Learned(plans, MODELS, params)
+        _, held = router.decide(Held(np.int32(0), np.int64(1)), seen)
+        assert (int(held.choice) == 0) == stays
+        _, first = router.decide(router.init(CLUSTER), seen)  # nothing is in force yet
+        assert int(first.choice) != 0
+
+
+def test_the_router_that_ships_is_for_the_default_cluster(recwarn):
+    router = Trained(checkpoint="pkg://agent.checkpoints/default")
+    router.init(CLUSTER)
+    assert not recwarn.list
+    _, held = router.decide(router.init(CLUSTER), situation(20))
+    assert int(held.choice) == 0  # the large model alone
