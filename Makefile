@@ -39,8 +39,8 @@ gpu:  ## speed and training on a GPU, with the interpreter given: make gpu PYTHO
 		timeout 540 $(PYTHON) -m pytest -q tests/benchmarks/test_vector.py
 	BENCH_JSON=$(OUT)/training.json \
 		timeout 540 $(PYTHON) -m pytest -q tests/benchmarks/test_training.py
-	-timeout --signal=TERM 540 $(PYTHON) -m agent.train name=gpu output_dir=$(OUT)/train \
-		agent.practice.clusters=1024 agent.dqn.updates=2000
+	timeout --signal=TERM 540 $(PYTHON) -m agent.train name=gpu output_dir=$(OUT)/train \
+		agent.practice.clusters=1024 agent.dqn.updates=2000 || test $$? -eq 124
 
 clean:  ## remove what these commands made, the environment included
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache \

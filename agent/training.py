@@ -95,7 +95,7 @@ def make_practice(spec: TrainSpec) -> Practice:
 
 
 def validation_of(spec: TrainSpec, cluster: Cluster) -> Requests:
-    """Workloads [W] that are never practised on."""
+    """Workloads [W] that are never practised on; of a trace, other tasks for the same arrivals."""
     return _draw(spec, cluster, 1, spec.validation)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 
@@ -28,15 +27,15 @@ class Mlp(nn.Module):
 class PlanNet(nn.Module):
     """Values of plans, each from its own features by the same perceptron.
 
-    What it learns is added to a first guess, less the largest of the features `regrets`: before it
-    has learnt anything, the plan of the least regret is the best.
+    What it learns is added to a first guess, less the feature `regret`: before it has learnt
+    anything, the plan of the least regret is the best.
     """
 
     widths: Sequence[int]
-    regrets: tuple[int, ...]
+    regret: int
 
     @nn.compact
     def __call__(self, features: Float32[Array, "*b P F"]) -> Float32[Array, "*b P"]:
         """Values of the plans."""
         learnt = Mlp(self.widths, 1, zero=True)(features)[..., 0]
-        return learnt - jnp.max(features[..., jnp.array(self.regrets)], axis=-1)
+        return learnt - features[..., self.regret]

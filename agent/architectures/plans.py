@@ -19,8 +19,8 @@ from sim.policy import SHED
 from sim.ticks import MAX_S
 from sim.types import Cluster
 
-# where a plan's features tell its regret per request at the two shortest scales of arrival rates
-REGRETS = (2 * len(WINDOW_BITS), 2 * len(WINDOW_BITS) + 1)
+# where a plan's features tell its regret per request at the arrival rate of the last second
+REGRET = 2 * len(WINDOW_BITS) + 1
 
 
 class PlanSpec(Spec):
@@ -80,7 +80,7 @@ class Plans:
 
     def network(self, models: tuple[str, ...]) -> nn.Module:
         """A perceptron that every plan goes through, next to the regret it is shown."""
-        return PlanNet(self._widths, REGRETS)
+        return PlanNet(self._widths, REGRET)
 
     def features(self, held: Int[Array, ""], observation: Observation) -> Float32[Array, "P F"]:
         """What each plan has before it, next to what is the same for all of them.
