@@ -126,6 +126,7 @@ class Explorer:
         router: Learned,
         chance: Float32[Array, ""],
         per: Literal["decision", "second"],
+        *,
         stray_s: float,
         n_notes: int,
     ) -> None:

@@ -144,7 +144,13 @@ class Practice:
 
         def explorer(weights: tuple[Params, Float32[Array, ""]]) -> Explorer:
             router = Learned(self.architecture, self.cluster.models, weights[0])
-            return Explorer(router, weights[1], spec.explore_per, spec.stray_s, spec.decisions)
+            return Explorer(
+                router,
+                weights[1],
+                spec.explore_per,
+                stray_s=spec.stray_s,
+                n_notes=spec.decisions,
+            )
 
         end = play(self.cluster, explorer, (params, epsilon), requests)
         transitions, there, earned, peak = jax.vmap(self._transitions)(requests, end)

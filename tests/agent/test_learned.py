@@ -202,6 +202,9 @@ def test_a_choice_that_is_not_allowed_is_not_made():
     assert int(router.decide(router.init(CLUSTER), asked)[0]) == 1
 
 
+ONCE: Any = {"stray_s": 0.0, "n_notes": 1}
+
+
 def explored(explorer: Explorer, bits: Any, **changes: Any) -> np.ndarray:
     """What an explorer does first in one situation under each of the random bits."""
     observation = replace(idle(CLUSTER, jnp), prompt_tokens=jnp.int64(2), **changes)
@@ -217,15 +220,32 @@ BITS = np.random.default_rng(0).integers(0, 1 << 32, 30_000)
 
 
 def test_without_exploration_an_explorer_is_its_router():
-    explorer = Explorer(Learned(Stub(), CLUSTER.models, {}), jnp.float32(0), "decision", 1)
+    explorer = Explorer(Learned(Stub(), CLUSTER.models, {}), jnp.float32(0), "decision", **ONCE)
     assert set(explored(explorer, BITS)) == {2}
+
+
+def test_a_random_choice_is_made_again_for_as_long_as_it_strays():
+    router = Learned(Stub(hold_s=0.5), CLUSTER.models, {})
+    explorer = Explorer(router, jnp.float32(0.01), "decision", stray_s=1.2, n_notes=9)
+    state, made = explorer.init(CLUSTER), []
+    for now_s in (0.0, 0.5, 1.0, 1.5, 2.0):
+        bits = 0 if now_s == 0 else (1 << 32) - 1  # a random choice at the start, and no other
+        asked = replace(
+            idle(CLUSTER, jnp), now_ticks=jnp.int64(to_ticks(now_s)), prompt_tokens=jnp.int64(2),
+            random_bits=jnp.int64(bits),
+        )  # fmt: skip
+        _, state = explorer.decide(state, asked)
+        made.append(int(state.latest.choice))
+    assert made == [0, 0, 0, 2, 2]
 
 
 @pytest.mark.parametrize(
     ("chance", "allowed"), [(1.0, (0, 1, 2, 3)), (1.0, (0, 2)), (0.01, (1, 2, 3))]
 )
 def test_random_choices_are_uniform_among_the_allowed_and_as_many_as_asked(chance, allowed):
-    explorer = Explorer(Learned(Stub(), CLUSTER.models, {}), jnp.float32(chance), "decision", 1)
+    explorer = Explorer(
+        Learned(Stub(), CLUSTER.models, {}), jnp.float32(chance), "decision", **ONCE
+    )
     made = Counter(explored(explorer, BITS, mask=jnp.asarray(only(*allowed))).tolist())
     assert set(made) == set(allowed)
     for choice in allowed:
@@ -238,7 +258,7 @@ def test_random_choices_are_uniform_among_the_allowed_and_as_many_as_asked(chanc
 def test_chances_per_second_are_so_many_a_second_at_every_rate(hold_s):
     lanes, requests, per_second = 64, 4000, 2.0
     router = Learned(Stub(hold_s=hold_s), CLUSTER.models, {})
-    explorer = Explorer(router, jnp.float32(per_second), "second", 1)
+    explorer = Explorer(router, jnp.float32(per_second), "second", **ONCE)
     template = replace(idle(CLUSTER, jnp), prompt_tokens=jnp.int64(2))
 
     def strays(rate_rps: Any, bits: Any) -> Any:
