@@ -8,8 +8,8 @@ INSTALLED := $(VENV)/installed
 INSTALLED_TEST := $(VENV)/installed-$(EXTRAS)
 
 # A training that ends in about a minute on two cores.
-QUICK := resume=false pool=32 validation=16 assess_every=5 save_every=15 \
-	agent.dqn.iterations=15 agent.dqn.capacity=50_000 \
+QUICK := resume=false pool=32 validation=16 assess_every=5 save_every=10 \
+	agent.dqn.iterations=10 agent.dqn.capacity=50_000 \
 	agent.practice.clusters=32 agent.practice.requests=2000
 
 OUT ?= outputs/gpu
