@@ -5,14 +5,13 @@ of practice plays some of them, stretched in time and with fresh random bits, fr
 cluster to the last answer. C clusters, N requests each, E decisions, P workloads in the pool.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float32, Float64
 from pydantic import Field, model_validator
 
@@ -26,15 +25,11 @@ from agent.learned import Explorer, Learned
 from agent.reward import RewardSpec, reward
 from sim.config import Spec
 from sim.observation import idle
-from sim.policy import Policy
 from sim.ticks import MAX_S, NEVER, TICKS_PER_S
 from sim.types import Bounds, Cluster, Outcome, Workload
 from sim.utility import UtilitySpec, bounds_of, utility
-from sim.vector.engine import replicas_of_devices
-from sim.vector.simulate import engine_for, traced_result
+from sim.vector.simulate import play, traced_result
 from sim.vector.state import LEFT_AT, Requests, State, moved, to_requests
-
-Weights = Any  # whatever a policy is built from: a pytree of arrays
 
 
 class PracticeSettings(Spec):
@@ -81,39 +76,6 @@ def to_pool(workloads: Sequence[Workload], utility_spec: UtilitySpec, n_requests
         pool.append(to_requests(first, limits, 0, n_requests))
     stacked: Requests = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool)
     return stacked
-
-
-def play(
-    cluster: Cluster, build: Callable[[Weights], Policy], weights: Weights, requests: Requests
-) -> State:
-    """Play requests [C, N] in copies of a cluster to their ends.
-
-    As many JAX devices as divide C take an equal share of the clusters each; on a CPU there may
-    be one for each core. The policy is built from `weights` on each of them.
-    """
-    table = jnp.asarray(replicas_of_devices(cluster))
-
-    def part(weights: Weights, requests: Requests) -> State:
-        engine, count = engine_for(cluster, build(weights)), requests.arrival.shape[0]
-        clusters = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (count, *jnp.shape(leaf))), cluster
-        )
-        states = jax.vmap(engine.start)(clusters, requests)
-        return engine.play(clusters, requests, table, states, jnp.full(count, NEVER))
-
-    count = requests.arrival.shape[0]
-    n_devices = max(n for n in range(1, jax.device_count() + 1) if count % n == 0)
-    if n_devices == 1:
-        return part(weights, requests)
-    mesh = jax.make_mesh(
-        (n_devices,), ("clusters",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n_devices]
-    )
-    each, all_of_it = PartitionSpec("clusters"), PartitionSpec()  # type: ignore[no-untyped-call]
-    spread = jax.shard_map(
-        part, mesh=mesh, in_specs=(all_of_it, each), out_specs=each, check_vma=False
-    )
-    end: State = spread(weights, requests)
-    return end
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,12 @@
-"""One workload through the JAX engine, and its state as a result that people can use."""
+"""Workloads through the JAX engine, one or many side by side, and states as results."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array
 
 from sim.cluster import check_kv_rule
@@ -15,6 +17,8 @@ from sim.types import Bounds, Cluster, Result, Workload
 from sim.vector.batch import LONGEST
 from sim.vector.engine import Engine, replicas_of_devices
 from sim.vector.state import EMITTED, FIRST_AT, LEFT_AT, OUTCOME, Requests, State, to_requests
+
+Weights = TypeVar("Weights")  # whatever a policy is built from: a pytree of arrays
 
 
 def engine_for(cluster: Cluster, policy: Policy) -> Engine:
@@ -115,3 +119,39 @@ def simulate(
 
     end_state = jax.tree.map(lambda leaf: leaf[0], run(*batch))
     return to_result(workload, cluster, bounds, end_state)
+
+
+def play(
+    cluster: Cluster, build: Callable[[Weights], Policy], weights: Weights, requests: Requests
+) -> State:
+    """Play requests [C, N] in copies of a cluster to their ends.
+
+    As many JAX devices as divide C take an equal share of the clusters each; on a CPU there may
+    be one for each core. The policy is built from `weights` on each of them. To be jitted.
+
+    Raises:
+        ConfigError: as of `engine_for`.
+    """
+    table = jnp.asarray(replicas_of_devices(cluster))
+
+    def part(weights: Weights, requests: Requests) -> State:
+        engine, count = engine_for(cluster, build(weights)), requests.arrival.shape[0]
+        clusters = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (count, *jnp.shape(leaf))), cluster
+        )
+        states = jax.vmap(engine.start)(clusters, requests)
+        return engine.play(clusters, requests, table, states, jnp.full(count, NEVER))
+
+    count = requests.arrival.shape[0]
+    n_devices = max(n for n in range(1, jax.device_count() + 1) if count % n == 0)
+    if n_devices == 1:
+        return part(weights, requests)
+    mesh = jax.make_mesh(
+        (n_devices,), ("clusters",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n_devices]
+    )
+    each, all_of_it = PartitionSpec("clusters"), PartitionSpec()  # type: ignore[no-untyped-call]
+    spread = jax.shard_map(
+        part, mesh=mesh, in_specs=(all_of_it, each), out_specs=each, check_vma=False
+    )
+    end: State = spread(weights, requests)
+    return end

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from agent.architectures import Paper, Plans
 from agent.learned import Explorer, Learned
-from agent.practice import play
 from sim import cluster as reference
 from sim.config import ConfigError
 from sim.observation import Observation, idle
 from sim.policy import SHED
 from sim.router import draw_random_bits
 from sim.ticks import TICKS_PER_S, to_ticks
+from sim.vector.simulate import play
 from sim.vector.state import to_requests
 from tests.systems import make_bounds, make_cluster, make_workload
 

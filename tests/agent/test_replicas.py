@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from agent.architectures import Replicas
 from agent.architectures.replicas import Sight
 from agent.learned import Learned
-from agent.practice import play
 from sim.cluster import simulate
 from sim.config import ConfigError
 from sim.deploy import build_cluster
@@ -23,7 +22,7 @@ from sim.router import SIGNALS
 from sim.ticks import NEVER
 from sim.types import Cluster
 from sim.utility import utility
-from sim.vector.simulate import to_result
+from sim.vector.simulate import play, to_result
 from sim.vector.state import to_requests
 from tests.benchmarks.systems import spec, system
 from tests.systems import make_cluster

@@ -16,14 +16,12 @@ from math import prod
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
 from agent.baselines import Uniform
 from sim.cluster import simulate
-from sim.ticks import NEVER
-from tests.benchmarks.systems import system
+from sim.vector.simulate import play
 from tests.benchmarks.test_vector import game
 
 STAGES = ("next_event", "end", "emit", "look", "form", "snapshot", "arrive")  # the first in a path
@@ -31,18 +29,16 @@ KERNEL = re.compile(r"%(\S+) = ([a-z]+)(\d*)\[([\d,]*)\].*[{ ]op_name=\"([^\"]*)
 
 
 def main(clusters: int = 256, load: float = 0.9, most: int = 25) -> None:
-    engine, table, batch, requests, bounds, workload = game(clusters, load)
-    cluster = system(4, load, 6000, 64)[0]
-    states = jax.jit(jax.vmap(engine.start))(batch, requests)
-    play = jax.jit(engine.play).lower(batch, requests, table, states, jnp.full(clusters, NEVER))
-    run, arguments = play.compile(), (batch, requests, table, states, jnp.full(clusters, NEVER))
-    jax.block_until_ready(run(*arguments))
+    cluster, requests, bounds, workload = game(clusters, load)
+    run = jax.jit(lambda requests: play(cluster, lambda _: Uniform(), None, requests))
+    run = run.lower(requests).compile()
+    jax.block_until_ready(run(requests))
     simpy_s = _seconds(lambda: simulate(cluster, workload, bounds, Uniform()))
-    jax_s = _seconds(lambda: jax.block_until_ready(run(*arguments)))
+    jax_s = _seconds(lambda: jax.block_until_ready(run(requests)))
     print(f"{clusters * simpy_s / jax_s:.1f} times the SimPy engine at load {load}")
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            jax.block_until_ready(run(*arguments))
+            jax.block_until_ready(run(requests))
         (path,) = Path(folder).rglob("*.xplane.pb")
         profile = jax.profiler.ProfileData.from_file(str(path))
 
@@ -75,12 +71,12 @@ def main(clusters: int = 256, load: float = 0.9, most: int = 25) -> None:
     console.print(by_stage, by_kernel)
 
 
-def _seconds(play: Callable[[], object], rounds: int = 4) -> float:
+def _seconds(job: Callable[[], object], rounds: int = 4) -> float:
     """Processor time of the fastest of some rounds."""
     spent = []
     for _ in range(rounds):
         start = time.process_time()
-        play()
+        job()
         spent.append(time.process_time() - start)
     return min(spent)
 

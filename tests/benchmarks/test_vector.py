@@ -1,9 +1,9 @@
 """How fast the JAX engine is, and how it grows: clusters side by side, devices, batch bounds.
 
 The default cluster and workload under a random policy, as for the SimPy engine, and with a
-network deciding (the paper's, with random weights); every cluster of
-a batch plays the same requests with other random bits. Compilation is left out. `VECTOR_CLUSTERS`
-names the batch sizes, for a GPU; each is to be a multiple of the number of devices.
+network deciding (the paper's, with random weights); every cluster of a batch plays the same
+requests with other random bits. Compilation is left out. `VECTOR_CLUSTERS` names the batch sizes,
+for a GPU; as many JAX devices as divide a size take part.
 """
 
 import os
@@ -14,17 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
 
 from agent.architectures import Paper
 from agent.baselines import Uniform
 from agent.learned import Learned
 from sim.observation import idle
 from sim.policy import Policy
-from sim.ticks import NEVER
 from sim.types import Bounds, Cluster, Workload
-from sim.vector.engine import Engine, replicas_of_devices
-from sim.vector.simulate import engine_for
+from sim.vector.simulate import play
 from sim.vector.state import Requests, to_requests
 from tests.benchmarks.systems import system
 
@@ -33,13 +30,13 @@ SIZES = [int(size) for size in os.environ.get("VECTOR_CLUSTERS", "64,512").split
 
 
 def game(
-    clusters: int, load: float, *, devices: int = 4, max_batch: int = 64,
-    policy: Policy | None = None,
-) -> tuple[Engine, jax.Array, Cluster, Requests, Bounds, Workload]:  # fmt: skip
-    """An engine, the replicas of devices, a batch of clusters with their requests, and of one."""
+    clusters: int, load: float, devices: int = 4, max_batch: int = 64
+) -> tuple[Cluster, Requests, Bounds, Workload]:
+    """A cluster, the requests of a batch of such clusters, and the workload that all of them play.
+
+    Requests [C, N].
+    """
     cluster, drawn, limits = system(devices, load, 6000, max_batch)
-    engine = engine_for(cluster, Uniform() if policy is None else policy)
-    table = jnp.asarray(replicas_of_devices(cluster))
     keep = slice(REQUESTS)
     arrays = ("arrival_ticks", "task", "prompt_tokens", "output_tokens", "max_tokens",
               "cached_tokens", "priority")  # fmt: skip
@@ -49,28 +46,20 @@ def game(
         limits.grace_ticks,
     )  # fmt: skip
     bits = jax.random.randint(jax.random.key(0), (clusters, REQUESTS), 0, 1 << 32, jnp.int64)
-    batch, requests = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (clusters, *jnp.shape(leaf))),
-        (cluster, to_requests(workload, bounds, 0)),
+    requests = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(leaf, (clusters, *leaf.shape)),
+        to_requests(workload, bounds, 0),
     )
-    return engine, table, batch, replace(requests, random_bits=bits), bounds, workload
+    return cluster, replace(requests, random_bits=bits), bounds, workload
 
 
-def measure(benchmark: Any, clusters: int, load: float, **settings: Any) -> None:
-    engine, table, batch, requests, *_ = game(clusters, load, **settings)
-    # the batch is split over the devices that JAX has: on a CPU, as many as cores
-    parts = jax.device_count()
-
-    def part(batch: Any, requests: Any) -> Any:
-        states = jax.vmap(engine.start)(batch, requests)
-        horizons = jnp.full(clusters // parts, NEVER)
-        return engine.play(batch, requests, table, states, horizons).n_steps
-
-    each = PartitionSpec("clusters")
-    mesh = jax.make_mesh((parts,), ("clusters",), axis_types=(AxisType.Auto,))
-    run = jax.jit(jax.shard_map(part, mesh=mesh, in_specs=each, out_specs=each, check_vma=False))
-
-    steps = benchmark.pedantic(lambda: np.asarray(run(batch, requests)), rounds=3, warmup_rounds=1)
+def measure(
+    benchmark: Any, clusters: int, load: float, *, policy: Policy | None = None, **settings: int
+) -> None:
+    cluster, requests, *_ = game(clusters, load, **settings)
+    decider = Uniform() if policy is None else policy
+    run = jax.jit(lambda requests: play(cluster, lambda _: decider, None, requests).n_steps)
+    steps = benchmark.pedantic(lambda: np.asarray(run(requests)), rounds=3, warmup_rounds=1)
     wall_s = benchmark.stats.stats.min
     benchmark.extra_info.update(
         {
