@@ -26,7 +26,7 @@ from agent.reward import RewardSpec, reward
 from sim.config import Spec
 from sim.observation import idle
 from sim.ticks import MAX_S, NEVER, TICKS_PER_S
-from sim.types import Bounds, Cluster, Outcome, Workload
+from sim.types import Cluster, Outcome, Workload
 from sim.utility import UtilitySpec, bounds_of, utility
 from sim.vector.simulate import play, traced_result
 from sim.vector.state import LEFT_AT, Requests, State, moved, to_requests
@@ -62,18 +62,8 @@ def to_pool(workloads: Sequence[Workload], utility_spec: UtilitySpec, n_requests
     """The first `n_requests` of each workload, as arrays with a leading axis P."""
     pool = []
     for workload in workloads:
-        bounds = bounds_of(utility_spec, workload)
-        keep = slice(n_requests)
-        columns = (
-            "arrival_ticks", "task", "prompt_tokens", "output_tokens", "max_tokens",
-            "cached_tokens", "priority",
-        )  # fmt: skip
-        first = replace(workload, **{name: getattr(workload, name)[keep] for name in columns})
-        limits = Bounds(
-            bounds.e2e_ticks[keep], bounds.ttft_ticks[keep], bounds.tpot_ticks[keep],
-            bounds.grace_ticks,
-        )  # fmt: skip
-        pool.append(to_requests(first, limits, 0, n_requests))
+        bounds = bounds_of(utility_spec, workload).first(n_requests)
+        pool.append(to_requests(workload.first(n_requests), bounds, 0, n_requests))
     stacked: Requests = jax.tree.map(lambda *leaves: jnp.stack(leaves), *pool)
     return stacked
 

@@ -3,10 +3,10 @@
 R replicas, D devices, M models, T tasks, N requests.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
@@ -47,6 +47,10 @@ class Workload:
 
     def __len__(self) -> int:
         return len(self.arrival_ticks)
+
+    def first(self, count: int) -> Self:
+        """The first `count` requests, all of them if there are not more."""
+        return _first(self, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +118,19 @@ class Bounds:
     ttft_ticks: Int64[np.ndarray, " N"]  # to the first token
     tpot_ticks: Int64[np.ndarray, " N"]  # per token after the first
     grace_ticks: int  # 0: hard bounds; otherwise utility falls linearly to 0 over this lateness
+
+    def first(self, count: int) -> Self:
+        """The bounds of the first `count` requests, of all if there are not more."""
+        return _first(self, count)
+
+
+OfRequests = TypeVar("OfRequests", bound=Workload | Bounds)
+
+
+def _first(table: OfRequests, count: int) -> OfRequests:
+    names = [item.name for item in fields(table)]
+    arrays = [name for name in names if isinstance(getattr(table, name), np.ndarray)]
+    return replace(table, **{name: getattr(table, name)[:count] for name in arrays})
 
 
 @dataclass(frozen=True, eq=False)

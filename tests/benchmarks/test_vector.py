@@ -37,14 +37,7 @@ def game(
     Requests [C, N].
     """
     cluster, drawn, limits = system(devices, load, 6000, max_batch)
-    keep = slice(REQUESTS)
-    arrays = ("arrival_ticks", "task", "prompt_tokens", "output_tokens", "max_tokens",
-              "cached_tokens", "priority")  # fmt: skip
-    workload = replace(drawn, **{name: getattr(drawn, name)[keep] for name in arrays})
-    bounds = Bounds(
-        limits.e2e_ticks[keep], limits.ttft_ticks[keep], limits.tpot_ticks[keep],
-        limits.grace_ticks,
-    )  # fmt: skip
+    workload, bounds = drawn.first(REQUESTS), limits.first(REQUESTS)
     bits = jax.random.randint(jax.random.key(0), (clusters, REQUESTS), 0, 1 << 32, jnp.int64)
     requests = jax.tree.map(
         lambda leaf: jnp.broadcast_to(leaf, (clusters, *leaf.shape)),
