@@ -26,7 +26,7 @@ from agent.reward import RewardSpec, reward
 from sim.config import Spec
 from sim.observation import idle
 from sim.ticks import MAX_S, NEVER, TICKS_PER_S
-from sim.types import Cluster, Outcome, Workload
+from sim.types import Cluster, Outcome, Result, Workload
 from sim.utility import UtilitySpec, bounds_of, utility
 from sim.vector.simulate import play, traced_result
 from sim.vector.state import LEFT_AT, Requests, State, moved, to_requests
@@ -120,8 +120,11 @@ class Practice:
         def router(params: Params) -> Learned:
             return Learned(self.architecture, self.cluster.models, params)
 
+        def earned_in(requests: Requests, end: State) -> tuple[Array, Array]:
+            return self._earned(requests, traced_result(requests, self.cluster, end))
+
         end = play(self.cluster, router, params, requests)
-        earned, peak = jax.vmap(self._earned)(requests, end)
+        earned, peak = jax.vmap(earned_in)(requests, end)
         return jnp.sum(earned, axis=1) / jnp.sum(peak, axis=1)
 
     def _draw(self, key: Array) -> Requests:
@@ -142,11 +145,11 @@ class Practice:
         return replace(jax.vmap(moved)(requests, arrival), random_bits=bits.astype(jnp.int64))
 
     def _earned(
-        self, requests: Requests, end: State
+        self, requests: Requests, result: Result
     ) -> tuple[Float64[Array, " N"], Float64[Array, " N"]]:
         """Utility of each request and the most it could have been; 0 beyond the count."""
         there = jnp.arange(requests.arrival.shape[0]) < requests.count
-        worth = utility(traced_result(requests, self.cluster, end), self.miss_penalty)
+        worth = utility(result, self.miss_penalty)
         best = jnp.max(jnp.asarray(self.cluster.quality), axis=0)[requests.task]
         return jnp.where(there, worth, 0.0), jnp.where(there, best, 0.0)
 
@@ -157,7 +160,8 @@ class Practice:
         spec, notes = self.spec, end.notes
         size = spec.decisions
         count = jnp.minimum(end.policy.decisions, size)
-        earned, best = self._earned(requests, end)
+        result = traced_result(requests, self.cluster, end)
+        earned, best = self._earned(requests, result)
         reaches = requests.arrival + self.cluster.overhead_ticks
         known = jnp.where(jnp.arange(size) < count, notes.at, NEVER)
         there = jnp.arange(requests.arrival.shape[0]) < requests.count
@@ -166,7 +170,6 @@ class Practice:
         else:  # a decision for each request
             own = jnp.arange(requests.arrival.shape[0], dtype=jnp.int32)
         own = jnp.where(there, own, size)
-        result = traced_result(requests, self.cluster, end)
         taken_in = (result.outcome == Outcome.FINISHED) | (result.outcome == Outcome.CANCELLED)
         seconds = jnp.diff(notes.at, append=notes.at[-1:]) / TICKS_PER_S
         worth = reward(spec.reward, earned, best)
