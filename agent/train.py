@@ -160,7 +160,7 @@ def finish(trainer: Trainer, made_by: str, console: Console) -> str | None:
         return (
             f"diverged at iteration {at} (seed {seeds}): weights became infinite or NaN; the "
             "checkpoint has the best from before. A lower agent.dqn.learning_rate than "
-            f"{spec.agent.dqn.learning_rate:g} may help"
+            f"{spec.agent.dqn.learning_rate:g} may help; resume=false or another name starts anew"
         )
     return None if trainer.finished else f"stopped at iteration {at}: the same command goes on"
 

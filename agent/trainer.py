@@ -107,7 +107,8 @@ class Trainer:
     def step(self) -> dict[str, Float32[np.ndarray, " S"]]:
         """One iteration, and an assessment where it is time for one; the iteration's metrics.
 
-        What has learnt nothing is assessed too: nothing worse than that is kept.
+        What has learned nothing is assessed too: nothing worse than that is kept. After a
+        divergence nothing is: the weights at hand are then those of the iteration before.
         """
         if self.iteration == 0:
             self._validate()
@@ -118,7 +119,8 @@ class Trainer:
             self.run.practice[name][index] = value
         seconds = self.run.seconds + (perf_counter() - started)
         self.run = self.run._replace(learner=learner, seconds=seconds)
-        if self.finished or self.iteration % self.spec.assess_every == 0:
+        due = self.finished or self.iteration % self.spec.assess_every == 0
+        if due and not self.diverged:
             self._validate()
         return now
 

@@ -175,6 +175,7 @@ def test_training_is_a_function_of_a_key_and_the_same_beside_other_seeds(trainer
 
 
 def test_a_training_that_diverges_stops_and_keeps_the_weights_from_before(anew):
+    start = tensors.flat(anew.run.learner.params)
     anew.step()
     before = tensors.flat(anew.run.learner.params)
     target = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.inf), anew.run.learner.target)
@@ -188,8 +189,13 @@ def test_a_training_that_diverges_stops_and_keeps_the_weights_from_before(anew):
     complaint = finish(anew, "", QUIET)
     assert complaint is not None
     assert "diverged at iteration 2 (seed 1)" in complaint
-    weights = checkpoint.load(str(Path(anew.spec.output_dir, "checkpoint"))).weights
-    assert all(np.isfinite(array).all() for array in weights.values())
+    assert "resume=false or another name starts anew" in complaint
+    # of the weights that were assessed, as those of iteration 1 were not
+    assert anew.run.assessed_at.tolist() == [0, -1, -1]
+    kept = checkpoint.load(str(Path(anew.spec.output_dir, "checkpoint")))
+    assert kept.spec.iteration == 0
+    assert kept.spec.performance == anew.run.validation[0, kept.spec.seed].mean()
+    assert all((kept.weights[name] == start[name][kept.spec.seed]).all() for name in start)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
