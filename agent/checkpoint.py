@@ -28,6 +28,7 @@ from agent.tensors import Tensors
 from sim.config import ConfigError, Spec, build, check
 from sim.files import locate, whole_folder
 from sim.observation import OBSERVATION_SCHEMA, idle
+from sim.policy import PolicyWarning
 from sim.types import Cluster
 
 SCHEMA_VERSION = 1
@@ -185,6 +186,9 @@ class Trained(Learned):
         Raises:
             ConfigError: if the cluster has other models or tasks than the checkpoint, or the
                 architecture other weights.
+
+        Warns:
+            PolicyWarning: if the cluster has another profile.
         """
         spec = self._held.spec
         for name in ("models", "tasks"):
@@ -201,6 +205,7 @@ class Trained(Learned):
             warnings.warn(
                 f"{self._path} was trained on another profile ({spec.profile}): "
                 "what it learned about step times may not hold",
+                PolicyWarning,
                 stacklevel=2,
             )
         return super().init(cluster)

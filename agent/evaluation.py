@@ -5,6 +5,7 @@ a file named by a hash of all that it depends on: a second run, after a kill or 
 plays only what is missing.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Self
@@ -20,7 +21,7 @@ from agent.trial import Job, PolicyConfig, Setting, Trial, draw, load, run, save
 from sim.config import ConfigError, Spec
 from sim.deploy import ClusterSpec, build_cluster
 from sim.metrics import WindowWidth
-from sim.policy import make_policy
+from sim.policy import PolicyWarning, make_policy
 from sim.profile import Bundle, load_bundle
 from sim.tasks import TasksSpec
 from sim.ticks import to_ticks
@@ -121,6 +122,9 @@ def play(
 
     Raises:
         ConfigError: if a policy or a workload is refused.
+
+    Warns:
+        PolicyWarning: as of each policy, once.
     """
     bundle = load_bundle(spec.cluster.profile)
     for label, config in policies.items():
@@ -198,5 +202,7 @@ def _files(jobs: Sequence[Job], spec: EvaluationSpec, bundle: Bundle) -> list[Pa
 
 
 def _run_to_file(job: Job, setting: Setting, bundle: Bundle, file: Path) -> Job:
-    save(run(job, setting, bundle), file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PolicyWarning)  # `play` has told, once for all trials
+        save(run(job, setting, bundle), file)
     return job

@@ -15,6 +15,10 @@ Notes = Any  # a pytree of arrays, or None
 SHED = -1  # the action that refuses a request at the router; any other is a replica
 
 
+class PolicyWarning(UserWarning):
+    """A policy serves a cluster that it may not suit."""
+
+
 class Policy(Protocol):
     """Picks a replica for one request at a time.
 
@@ -37,6 +41,9 @@ class Policy(Protocol):
 
         Raises:
             ConfigError: if the policy cannot serve this cluster.
+
+        Warns:
+            PolicyWarning: if it can, but may not do so well.
         """
 
     def decide(self, state: State, observation: Observation) -> tuple[Int[Array, ""], State]:

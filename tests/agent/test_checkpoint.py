@@ -33,6 +33,7 @@ from sim import run
 from sim.config import ConfigError, check
 from sim.deploy import ClusterSpec, build_cluster
 from sim.observation import OBSERVATION_SCHEMA, idle
+from sim.policy import PolicyWarning
 from sim.profile import load_bundle
 from sim.types import Cluster
 
@@ -188,8 +189,19 @@ def test_a_cluster_with_other_models_or_tasks_is_refused(folder, cluster, told):
 
 
 def test_another_profile_is_warned_of(folder):
-    with pytest.warns(UserWarning, match="another profile"):
+    with pytest.warns(PolicyWarning, match="another profile"):
         Trained(str(folder)).init(replace(make_cluster(), profile_hash="another"))
+
+
+def test_an_evaluation_warns_of_another_profile_once(tmp_path):
+    save(make_checkpoint(profile_hash="another"), tmp_path / "router")
+    spec = make_evaluation(tmp_path / "router", tmp_path, 1)
+    with initialize_config_module("conf", version_base="1.3"):
+        policies = compose_policies(spec)
+    with pytest.warns(PolicyWarning, match="another profile") as told:
+        played, _ = play(spec, policies, Console(quiet=True))
+    assert len(told) == 1
+    assert len(played) > 2  # trials of both policies
 
 
 def test_the_simulator_plays_a_checkpoint(folder):
