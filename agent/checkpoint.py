@@ -31,7 +31,7 @@ from sim.observation import OBSERVATION_SCHEMA, idle
 from sim.policy import PolicyWarning
 from sim.types import Cluster
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS, CONFIG, CARD = "weights.safetensors", "config.json", "README.md"
 
 
@@ -48,6 +48,7 @@ class CheckpointSpec(Spec):
     """What the weights are for, and how they came about."""
 
     architecture: dict[str, JsonValue]  # a Hydra node with _target_
+    architecture_schema: int
     models: tuple[str, ...] = Field(min_length=1)  # small to large
     tasks: tuple[str, ...] = Field(min_length=1)
     observation_schema: int
@@ -101,7 +102,8 @@ def make_architecture(config: Mapping[str, object], key: str) -> Architecture:
         ConfigError: if there is no such architecture, or it refuses a setting.
     """
     parts = (
-        "name", "hold_s", "hysteresis", "n_choices", "network", "features", "allowed", "act",
+        "name", "schema", "hold_s", "hysteresis", "n_choices", "network", "features", "allowed",
+        "act",
     )  # fmt: skip
     return cast(Architecture, build(config, key, parts))
 
@@ -174,9 +176,17 @@ class Trained(Learned):
     """A learned router with the weights of a checkpoint, for the models and tasks they are for."""
 
     def __init__(self, checkpoint: str) -> None:
-        """`checkpoint` is a folder as of `load`."""
+        """`checkpoint` is a folder as of `load`.
+
+        Raises:
+            ConfigError: as of `load`, or if the architecture is not there or of another schema.
+        """
         held = load(checkpoint)
         architecture = make_architecture(held.spec.architecture, f"{checkpoint}/{CONFIG}")
+        seen = held.spec.architecture_schema
+        if seen != architecture.schema:
+            allowed = f"{held.kind} is of schema {architecture.schema} in this release: train again"
+            raise ConfigError(f"{checkpoint}/{CONFIG}: architecture_schema", seen, allowed)
         super().__init__(architecture, held.spec.models, held.params)
         self._path, self._held = checkpoint, held
 

@@ -63,6 +63,7 @@ class Trainer:
         self.spec = spec
         self.iterations = spec.agent.dqn.iterations
         practice = make_practice(spec)
+        self._schema = practice.architecture.schema
         loop = make_loop(practice, spec)
         self.validation = validation_of(spec, practice.cluster)
         self._start = jax.jit(jax.vmap(loop.start))
@@ -165,6 +166,7 @@ class Trainer:
         return Checkpoint(
             CheckpointSpec(
                 architecture=spec.agent.architecture,
+                architecture_schema=self._schema,
                 models=spec.cluster.models,
                 tasks=spec.tasks.names,
                 observation_schema=OBSERVATION_SCHEMA,

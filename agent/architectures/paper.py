@@ -21,6 +21,7 @@ class Paper:
     """
 
     name = "paper"
+    schema = 1
     hold_s = 0.0
     hysteresis = 0.0
 

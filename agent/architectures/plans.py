@@ -60,6 +60,7 @@ class Plans:
     """
 
     name = "plans"
+    schema = 1
 
     def __init__(
         self,

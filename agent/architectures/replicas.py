@@ -44,6 +44,7 @@ class Replicas:
     """
 
     name = "replicas"
+    schema = 1
     hold_s = 0.0
     hysteresis = 0.0
 

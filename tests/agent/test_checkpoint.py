@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from agent import learned
+from agent.architectures import Paper
 from agent.checkpoint import (
     CARD,
     CONFIG,
@@ -58,8 +59,8 @@ def make_checkpoint(seed: int = 0, **changes: object) -> Checkpoint:
     features = architecture.features(np.int32(0), idle(cluster, np))
     params = architecture.network(MODELS).init(jax.random.key(seed), features)
     values = {
-        "architecture": PAPER, "models": MODELS, "tasks": TASKS,
-        "observation_schema": OBSERVATION_SCHEMA, "profile": "analytic, a100-80gb",
+        "architecture": PAPER, "architecture_schema": Paper.schema, "models": MODELS,
+        "tasks": TASKS, "observation_schema": OBSERVATION_SCHEMA, "profile": "analytic, a100-80gb",
         "profile_hash": cluster.profile_hash, "rules_hash": "0" * 64, "version": "0",
         "command": "python -m agent.train agent=paper", "created": "2026-11-21", "seed": seed,
         "iteration": 5, "iterations": 10, "performance": 0.75,
@@ -82,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
 def reseal(folder: Path, weights: dict[str, np.ndarray], **header: str) -> None:
     """Write weights under a header that says so, as somebody would who knows how."""
     spec = load(str(folder)).spec
-    sealed = {"schema_version": "1", "content_hash": Checkpoint(spec, weights).content_hash}
+    sealed = {"schema_version": "2", "content_hash": Checkpoint(spec, weights).content_hash}
     save_file(weights, folder / WEIGHTS, sealed | header)
 
 
@@ -135,7 +136,7 @@ def test_a_package_that_is_not_there_is_refused():
 
 def test_altered_weights_are_refused(folder):
     weights = load_file(folder / WEIGHTS)
-    header = {"schema_version": "1", "content_hash": make_checkpoint().content_hash}
+    header = {"schema_version": "2", "content_hash": make_checkpoint().content_hash}
     weights["params.Dense_0.bias"][2] += 1e-6
     save_file(weights, folder / WEIGHTS, header)
     with pytest.raises(ConfigError, match="altered"):
@@ -157,7 +158,7 @@ def test_a_torn_file_is_refused(folder):
 
 def test_another_schema_version_is_refused(folder):
     reseal(folder, load_file(folder / WEIGHTS), schema_version="7")
-    with pytest.raises(ConfigError, match=r"schema_version = '7': this release reads 1"):
+    with pytest.raises(ConfigError, match=r"schema_version = '7': this release reads 2"):
         load(str(folder))
 
 
@@ -165,6 +166,13 @@ def test_another_observation_schema_is_refused(tmp_path):
     save(make_checkpoint(observation_schema=OBSERVATION_SCHEMA + 1), tmp_path / "later")
     with pytest.raises(ConfigError, match=rf"observation_schema = {OBSERVATION_SCHEMA + 1}: "):
         load(str(tmp_path / "later"))
+
+
+def test_another_schema_of_the_architecture_is_refused(tmp_path):
+    save(make_checkpoint(architecture_schema=Paper.schema + 1), tmp_path / "later")
+    told = rf"architecture_schema = {Paper.schema + 1}: Paper is of schema {Paper.schema} in this"
+    with pytest.raises(ConfigError, match=told):
+        Trained(str(tmp_path / "later"))
 
 
 def test_weights_of_another_shape_than_the_architecture_needs_are_refused(tmp_path):

@@ -289,7 +289,7 @@ def test_every_agent_that_is_shipped_is_complete(agent):
         ("agent.architecture._target_=agent.architectures.Oracle", "agent.architecture = .*Oracle"),
         (
             "agent.architecture._target_=pathlib.Path",
-            "agent.architecture._target_ = .*has no hold_s",
+            "agent.architecture._target_ = .*has no schema",
         ),
         ("reward.kind=fame", "reward.kind = 'fame'"),
         ("cluster.models=[opt-13b]", "opt-13b"),
