@@ -200,4 +200,29 @@ def events(games: Played) -> Counter[str]:
         cancelled = result.outcome == Outcome.CANCELLED
         seen["cancelled decoding"] += int((cancelled & (result.emitted_tokens > 0)).sum())
         seen["cancelled waiting"] += int((cancelled & (result.emitted_tokens == 0)).sum())
+        leap = leapt(result)
+        ends = set(zip(steps.replica[leap].tolist(), steps.end_ticks[leap].tolist(), strict=True))
+        left = zip(result.replica.tolist(), result.leave_ticks.tolist(), strict=True)
+        died = [at in ends for at in left]
+        seen["cancelled inside a leap"] += int((cancelled & died).sum())
+        if period := case.cluster.signal_period_ticks:
+            snapshots = np.arange(0, result.end_ticks, period)[:, None]
+            during = (steps.start_ticks < snapshots) & (snapshots < steps.end_ticks)
+            seen["snapshot during a step"] += int(during.any(axis=1).sum())
+            seen["snapshot inside a leap"] += int((during & leap).any(axis=1).sum())
     return seen
+
+
+def leapt(result: Result) -> np.ndarray:
+    """Which steps go on from the one before on their device: the same requests, decoding alone."""
+    steps = result.steps
+    goes_on = np.zeros(len(steps.replica), bool)
+    device = result.cluster.replica_device[steps.replica]
+    for here in (np.flatnonzero(device == d) for d in range(result.cluster.n_devices)):
+        now, before = here[1:], here[:-1]
+        same = [getattr(steps, name)[now] == getattr(steps, name)[before]
+                for name in ("replica", "decodes", "waiting")]  # fmt: skip
+        alone = (steps.prefill_tokens[now] == 0) & (steps.prefill_tokens[before] == 0)
+        at_once = steps.start_ticks[now] == steps.end_ticks[before]
+        goes_on[now] = np.all([*same, alone, at_once], axis=0)
+    return goes_on
