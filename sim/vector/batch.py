@@ -44,14 +44,16 @@ class Finished(NamedTuple):
     tokens: Int64[Array, "P n"]
 
 
-def limits_of(cluster: Cluster, r: Int32[Array, ""]) -> Limits:
-    """The limits of replica r."""
+def limits_of(
+    cluster: Cluster, at: Int32[Array, ""] | tuple[Int32[Array, " P"], Int32[Array, " P"]]
+) -> Limits:
+    """The limits of a replica, or of P replicas of clusters side by side, (cluster, replica)."""
     return Limits(
-        cluster.max_batch[r],
-        cluster.token_budget[r],
-        cluster.block_tokens[r],
-        cluster.kv_blocks[r],
-        cluster.reserve[r],
+        cluster.max_batch[at],
+        cluster.token_budget[at],
+        cluster.block_tokens[at],
+        cluster.kv_blocks[at],
+        cluster.reserve[at],
     )
 
 

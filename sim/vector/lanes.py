@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.types import Cluster
-from sim.vector.batch import Batch, Limits
+from sim.vector.batch import Batch, Limits, limits_of
 from sim.vector.device import Site
 from sim.vector.rows import read, read_row, rows_of, write
 from sim.vector.state import Device, Replica, State
@@ -49,11 +49,7 @@ class Sites(NamedTuple):
         row = cast(Device, jax.tree.map(lambda column: column[at], device))
         index = self.device_index[at]
         r = self.table[index, row.chosen]
-        clusters = self.clusters
-        limits = Limits(
-            clusters.max_batch[at, r], clusters.token_budget[at, r], clusters.block_tokens[at, r],
-            clusters.kv_blocks[at, r], clusters.reserve[at, r],
-        )  # fmt: skip
+        limits = limits_of(self.clusters, (at, r))
         batch = Batch(
             rows_of(read(state.ledger, (at, r))),
             read_row(state.slots, at, r),
