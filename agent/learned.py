@@ -80,7 +80,7 @@ class Learned:
     ) -> Int[Array, ""]:
         """The allowed choice of the highest value, that in force unless another is clearly better.
 
-        A lead of `hysteresis` is given to the choice in force, here and not in what is learnt.
+        A lead of `hysteresis` is given to the choice in force, here and not in what is learned.
         """
         xp = observation.xp
         values = xp.asarray(self._values(features))

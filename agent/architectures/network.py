@@ -11,7 +11,7 @@ class Mlp(nn.Module):
 
     widths: Sequence[int]
     n_outputs: int
-    zero: bool = False  # whether its values are 0 before it has learnt anything
+    zero: bool = False  # whether its values are 0 before it has learned anything
 
     @nn.compact
     def __call__(self, features: Float32[Array, "*b F"]) -> Float32[Array, "*b A"]:
@@ -27,7 +27,7 @@ class Mlp(nn.Module):
 class PlanNet(nn.Module):
     """Values of plans, each from its own features by the same perceptron.
 
-    What it learns is added to a first guess, less the feature `regret`: before it has learnt
+    What it learns is added to a first guess, less the feature `regret`: before it has learned
     anything, the plan of the least regret is the best.
     """
 
@@ -37,5 +37,5 @@ class PlanNet(nn.Module):
     @nn.compact
     def __call__(self, features: Float32[Array, "*b P F"]) -> Float32[Array, "*b P"]:
         """Values of the plans."""
-        learnt = Mlp(self.widths, 1, zero=True)(features)[..., 0]
-        return learnt - features[..., self.regret]
+        learned = Mlp(self.widths, 1, zero=True)(features)[..., 0]
+        return learned - features[..., self.regret]

@@ -90,10 +90,10 @@ class Loop:
         params, target, optimiser = jax.tree.map(partial(jnp.where, going), weights, old)
         metrics = {name: jnp.mean(values) for name, values in losses.items()}
         metrics |= {"epsilon": epsilon, "remembered": replay.filled, **played}
-        learnt = Learner(
+        learned = Learner(
             learner.iteration + 1, key, params, target, optimiser, replay, ~going
         )  # fmt: skip
-        return learnt, {name: jnp.float32(value) for name, value in metrics.items()}
+        return learned, {name: jnp.float32(value) for name, value in metrics.items()}
 
     def _epsilon(self, iteration: Int32[Array, ""]) -> Float32[Array, ""]:
         spec = self.spec

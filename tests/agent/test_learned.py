@@ -28,7 +28,6 @@ from tests.systems import make_bounds, make_cluster, make_workload
 # Two devices host a small and a large model each: replicas 0 and 2 are small, 1 and 3 large. A
 # step takes 0.1 s and 1 s, and so does the request; qualities are 0.5 and 1.
 CLUSTER = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0])
-NOTHING = np.zeros(4, np.int64)
 
 
 def situation(**changes: Any) -> Observation:
