@@ -105,7 +105,7 @@ def read_summary(path: Path) -> dict[tuple[str, str], float]:
     if not path.is_file():
         return {}
     found = {
-        (row["name"], row["statistic"]): float(row["error"]) / 100
+        (row["name"], row["statistic"]): round(float(row["error"]) / 100, 6)
         for row in SUMMARY_ROW.finditer(path.read_text("utf-8"))
     }
     errors = {}
