@@ -55,6 +55,8 @@ def main(config: DictConfig) -> None:
     for table in tables(prediction):
         console.print(table)
     console.print(memory_line(prediction), highlight=False)
+    if prediction.beyond:
+        console.print(prediction.beyond, highlight=False)
     console.print(verdict(prediction), highlight=False)
     for name in ("results.json", "report.html"):
         console.print(f"wrote {folder / name}", highlight=False, soft_wrap=True)

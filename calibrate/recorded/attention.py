@@ -1,15 +1,14 @@
 """Measured attention times of one layer by the shape of the batch, and lookups in between.
 
 The tables are products of a few axes, some overlaid on others, so that not every corner of a cell
-was measured. Contexts are interpolated along the measured ones of each corner of the others, and
-beyond the last ones they go on in a line.
+was measured. Contexts are interpolated along the measured ones of each corner of the others.
+Beyond the last one measured, every axis goes on in a straight line.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -20,6 +19,7 @@ from sim.config import ConfigError
 US = 1e-6
 COLUMNS = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "time_us")
 
+T = TypeVar("T")
 Floats = Float64[np.ndarray, " K"]
 Line = tuple[Floats, Floats]  # contexts and seconds
 
@@ -29,50 +29,38 @@ class AttentionTimes:
     """Seconds of one layer's attention.
 
     `decode` by number of decodes, over their context; `prefill` by tokens of the chunk, over what
-    was computed before; `mixed` by chunk and number of decodes, over the decodes' context, for a
-    chunk that begins its prompt.
+    was computed before; `mixed` by chunk, then number of decodes, over the decodes' context, for
+    a chunk that begins its prompt.
     """
 
     decode: Mapping[int, Line]
     prefill: Mapping[int, Line]
-    mixed: Mapping[tuple[int, int], Line]
+    mixed: Mapping[int, Mapping[int, Line]]
 
     def decode_s(self, decodes: float, context: float) -> float:
         """Seconds for decodes of one context each."""
-        return _between(self.decode, decodes, lambda number: _along(self.decode[number], context))
+        return _between(self.decode, decodes, lambda line: _along(line, context))
 
     def prefill_s(self, chunk: float) -> float:
         """Seconds for a chunk that begins its prompt, alone."""
-        return _between(self.prefill, chunk, lambda tokens: _along(self.prefill[tokens], 0.0))
+        return _between(self.prefill, chunk, lambda line: _along(line, 0.0))
 
     def mixed_s(self, chunk: float, decodes: float, context: float) -> float:
         """Seconds for a chunk that begins its prompt, and decodes of one context each."""
         if decodes == 0:
             return self.prefill_s(chunk)
         return _between(
-            self.mixed_decodes,
+            self.mixed,
             chunk,
-            lambda tokens: _between(
-                self.mixed_decodes[tokens],
-                decodes,
-                lambda number: _along(self.mixed[tokens, number], context),
-            ),
+            lambda lines: _between(lines, decodes, lambda line: _along(line, context)),
         )
 
-    @cached_property
-    def mixed_decodes(self) -> Mapping[int, Mapping[int, None]]:
-        """The numbers of decodes measured with each chunk."""
-        found: dict[int, dict[int, None]] = {}
-        for chunk, decodes in self.mixed:
-            found.setdefault(chunk, {})[decodes] = None
-        return found
 
-
-def read_attention(path: Path, max_tokens: int, max_sequences: int) -> AttentionTimes:
-    """Read `attention.csv` for steps of up to so many tokens and sequences.
+def read_attention(path: Path) -> AttentionTimes:
+    """Read `attention.csv`.
 
     Raises:
-        ConfigError: if it is missing or malformed, or ends before the largest step.
+        ConfigError: if it is missing or malformed, or has no rows of a kind.
     """
     points: dict[tuple[int, int, int], dict[float, float]] = {}
     for place, texts in read_table(path, COLUMNS):
@@ -88,23 +76,22 @@ def read_attention(path: Path, max_tokens: int, max_sequences: int) -> Attention
         for (chunk, decodes, _), own in points.items()
         if len(own) > 1
     }
+    mixed: dict[int, dict[int, Line]] = {}
+    for (c, n), line in lines.items():
+        if c and n:
+            mixed.setdefault(c, {})[n] = line
     times = AttentionTimes(
         decode={n: line for (c, n), line in lines.items() if c == 0 and n},
         prefill={c: line for (c, n), line in lines.items() if n == 0 and c},
-        mixed={(c, n): line for (c, n), line in lines.items() if c and n},
+        mixed=mixed,
     )
-    for key, measured, largest in (
-        ("n_decode without a chunk", list(times.decode), max_sequences),
-        ("n_decode with a chunk", [n for _, n in times.mixed], max_sequences),
-        ("prefill_chunk without decodes", list(times.prefill), max_tokens),
-        ("prefill_chunk with decodes", [c for c, _ in times.mixed], max_tokens),
+    for key, found in (
+        ("n_decode > 0 without a chunk", times.decode),
+        ("prefill_chunk > 0 without decodes", times.prefill),
+        ("prefill_chunk > 0 with decodes", times.mixed),
     ):
-        if max(measured, default=0) < largest:
-            raise ConfigError(
-                f"{path}: {key}",
-                max(measured, default=0),
-                f"must reach {largest}, the largest step of the engine",
-            )
+        if not found:
+            raise ConfigError(f"{path}: {key}", "", "needs rows, at two contexts or more")
     return times
 
 
@@ -123,21 +110,25 @@ def slope(lines: Mapping[int, Line], work: Callable[[int, Floats], Floats]) -> f
     return over / under
 
 
-def _between(keys: Iterable[int], at: float, value: Callable[[int], float]) -> float:
-    """Linear between the values of the two keys around `at`; constant beyond the ends."""
-    ordered = sorted(keys)
-    above = bisect_left(ordered, at)
-    if above == 0 or above == len(ordered):
-        return value(ordered[min(above, len(ordered) - 1)])
-    low, high = ordered[above - 1], ordered[above]
-    share = (at - low) / (high - low)
-    return (1 - share) * value(low) + share * value(high)
+def straight(keys: Sequence[float] | Floats, at: float, value: Callable[[int], float]) -> float:
+    """Linear between the values at rising `keys`; constant before the first, straight on at last.
+
+    `value` takes the position of a key.
+    """
+    if len(keys) == 1 or at <= keys[0]:
+        return value(0)
+    above = min(int(np.searchsorted(keys, at)), len(keys) - 1)
+    share = (at - keys[above - 1]) / (keys[above] - keys[above - 1])
+    return float((1 - share) * value(above - 1) + share * value(above))
+
+
+def _between(lines: Mapping[int, T], at: float, value: Callable[[T], float]) -> float:
+    """As `straight`, over a mapping."""
+    keys = sorted(lines)
+    return straight(keys, at, lambda position: value(lines[keys[position]]))
 
 
 def _along(line: Line, context: float) -> float:
-    """Linear along a line, constant before its first point, straight on after its last."""
+    """As `straight`, over a line's contexts."""
     contexts, seconds = line
-    if context <= contexts[-1]:
-        return float(np.interp(context, contexts, seconds))
-    rate = (seconds[-1] - seconds[-2]) / (contexts[-1] - contexts[-2])
-    return float(seconds[-1] + rate * (context - contexts[-1]))
+    return straight(contexts, context, lambda position: float(seconds[position]))

@@ -51,7 +51,7 @@ def capacity(
     Raises:
         ConfigError: if the run states none and the memory is not known, or too small.
     """
-    arguments, stated = run.meta.engine_kwargs, run.meta.kv_cache.num_gpu_blocks
+    arguments, stated = run.meta.engine_kwargs, run.meta.kv_blocks
     gpus = arguments.tensor_parallel_size
     memory_gib = memory_gib or MEMORY_GIB.get(hardware)
     weights = model.weight_bytes(arguments.dtype) / gpus

@@ -59,14 +59,21 @@ class ProfileMeta(Record):
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Seconds of an operator by a count, linear between what was measured."""
+    """Seconds of an operator by a count, linear between what was measured and straight on."""
 
     at: Float64[np.ndarray, " K"]
     seconds: Float64[np.ndarray, " K"]
 
     def __call__(self, count: Float64[np.ndarray, "*S"]) -> Float64[np.ndarray, "*S"]:
         """The seconds for each count."""
-        return np.asarray(np.interp(count, self.at, self.seconds))
+        beyond = np.maximum(count - self.at[-1], 0)
+        return np.asarray(np.interp(count, self.at, self.seconds) + beyond * self._last_rate)
+
+    @property
+    def _last_rate(self) -> float:
+        if len(self.at) == 1:
+            return 0.0
+        return float((self.seconds[-1] - self.seconds[-2]) / (self.at[-1] - self.at[-2]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +89,13 @@ class Operators:
     in_layer: Mapping[str, int]  # operator -> times per layer
     attention: AttentionTimes
 
+    @property
+    def measured(self) -> tuple[int, int]:
+        """The most tokens and sequences of a step that all operators were measured for."""
+        tokens = min(curve.at[-1] for curve in self.dense.values())
+        sequences = min(curve.at[-1] for curve in self.per_sequence.values())
+        return int(tokens), int(sequences)
+
     def tokens_s(self, tokens: Float64[np.ndarray, "*S"]) -> Float64[np.ndarray, "*S"]:
         """Seconds of a step's operators that depend on its tokens alone, all layers."""
         times = {name: self.layers * n for name, n in self.in_layer.items()} | dict.fromkeys(
@@ -94,14 +108,11 @@ class Operators:
         return np.asarray(sum(self.per_sequence[name](sequences) for name in PER_SEQUENCE))
 
 
-def read_operators(
-    folder: Path, model: DecoderConfig, *, max_tokens: int, max_sequences: int, tensor_parallel: int
-) -> Operators:
-    """Read the operators in `ops/` for steps of up to so many tokens and sequences.
+def read_operators(folder: Path, model: DecoderConfig, tensor_parallel: int) -> Operators:
+    """Read the operators in `ops/`.
 
     Raises:
-        ConfigError: if a file or an operator is missing, an operator is not known, or a table
-            ends before the largest step.
+        ConfigError: if a file or an operator is missing, or an operator is not known.
     """
     meta = _read_meta(folder / "profile_meta.yaml")
     skew = None
@@ -119,12 +130,10 @@ def read_operators(
         gpu=meta.gpu,
         skew=skew,
         layers=model.num_hidden_layers,
-        dense=_read_curves(folder / "dense.csv", "tokens", (*in_layer, *ONCE), max_tokens),
-        per_sequence=_read_curves(
-            folder / "per_sequence.csv", "sequences", PER_SEQUENCE, max_sequences
-        ),
+        dense=_read_curves(folder / "dense.csv", "tokens", (*in_layer, *ONCE)),
+        per_sequence=_read_curves(folder / "per_sequence.csv", "sequences", PER_SEQUENCE),
         in_layer=in_layer,
-        attention=read_attention(folder / "attention.csv", max_tokens, max_sequences),
+        attention=read_attention(folder / "attention.csv"),
     )
 
 
@@ -136,10 +145,8 @@ def _read_meta(path: Path) -> ProfileMeta:
     return check(ProfileMeta, values, str(path))
 
 
-def _read_curves(
-    path: Path, count: str, operators: Sequence[str], largest: int
-) -> dict[str, Curve]:
-    """Curves of exactly these operators, each measured up to `largest`."""
+def _read_curves(path: Path, count: str, operators: Sequence[str]) -> dict[str, Curve]:
+    """Curves of exactly these operators."""
     points: dict[str, dict[float, float]] = {}
     for place, (layer, at, time_us) in read_table(path, ("layer", count, "time_us")):
         if layer not in operators:
@@ -150,12 +157,6 @@ def _read_curves(
         if name not in points:
             found = ", ".join(points)
             raise ConfigError(f"{path}: layer", found, f"the operator {name} is missing")
-        if max(points[name]) < largest:
-            raise ConfigError(
-                f"{path}: {count} of {name}",
-                max(points[name]),
-                f"must reach {largest}, the largest step of the engine",
-            )
     return {
         name: Curve(np.array(sorted(own)), np.array([own[at] for at in sorted(own)]))
         for name, own in points.items()

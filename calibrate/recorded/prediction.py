@@ -40,11 +40,26 @@ class Prediction:
     replay: Replay
     rows: Sequence[Row]
     constants: Sequence[Constant]  # that went into it
+    measured: tuple[int, int]  # the most tokens and sequences of a step that were measured
 
     @property
     def missed(self) -> list[Row]:
         """The errors that exceed their aims."""
         return [row for row in self.rows if row.missed]
+
+    @property
+    def beyond(self) -> str | None:
+        """What the replay's steps have that goes beyond the measurements."""
+        steps = self.replay.result.steps
+        assert steps is not None
+        tokens = int((steps.decodes + steps.prefill_tokens).max(initial=0))
+        decodes = int(steps.decodes.max(initial=0))
+        if tokens <= self.measured[0] and decodes <= self.measured[1]:
+            return None
+        return (
+            f"Steps reach {tokens} tokens and {decodes} decodes, beyond the {self.measured[0]} and "
+            f"{self.measured[1]} that were measured: their times are straight lines from there."
+        )
 
 
 def predict(folder: Path, link: LinkSpec | None, memory_gib: float | None) -> Prediction:
@@ -57,13 +72,7 @@ def predict(folder: Path, link: LinkSpec | None, memory_gib: float | None) -> Pr
     arguments = run.meta.engine_kwargs
     gpus = arguments.tensor_parallel_size
     model = read_model(folder / "config.json", gpus, arguments.kv_cache_dtype)
-    operators = read_operators(
-        folder / "ops",
-        model,
-        max_tokens=arguments.max_num_batched_tokens,
-        max_sequences=arguments.max_num_seqs,
-        tensor_parallel=gpus,
-    )
+    operators = read_operators(folder / "ops", model, gpus)
     between = _link(link, operators.hardware) if gpus > 1 else None
     costs = StepCosts(
         operators=operators,
@@ -81,7 +90,8 @@ def predict(folder: Path, link: LinkSpec | None, memory_gib: float | None) -> Pr
         replayed(run.requests, played.result),
         read_summary(folder / "llmservingsim_summary.txt"),
     )
-    return Prediction(run, blocks, played, rows, _constants(operators, between))
+    constants = _constants(operators, between)
+    return Prediction(run, blocks, played, rows, constants, operators.measured)
 
 
 def _link(given: LinkSpec | None, hardware: str) -> Link:

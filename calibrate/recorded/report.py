@@ -88,7 +88,7 @@ def write_report(path: Path, prediction: Prediction, origin: Mapping[str, str]) 
     run, result = prediction.run, prediction.replay.result
     recorded, simulated = latencies(run.requests), replayed(run.requests, result)
     arguments = run.meta.engine_kwargs
-    gpus = arguments.tensor_parallel_size
+    gpus, constants = arguments.tensor_parallel_size, prediction.constants
     write_page(
         path,
         title=f"Recorded run: {run.name}",
@@ -100,7 +100,12 @@ def write_report(path: Path, prediction: Prediction, origin: Mapping[str, str]) 
         verdict=verdict(prediction),
         sections=[
             Section("Latencies", [_errors(prediction), *_figures(prediction, recorded, simulated)]),
-            Section("Step times", _steps(prediction)),
+            Section("Step times", _steps(prediction), prediction.beyond or ""),
+            Section(
+                "What the operators do not hold",
+                [provenance({c.name: f"{c.value:.6g} {c.unit} · {c.source}" for c in constants})],
+                "The same figures for every run.",
+            ),
             Section("Memory", [_memory(prediction)], memory_line(prediction) + "."),
             Section("Where this comes from", [provenance(origin)]),
         ],
@@ -169,9 +174,6 @@ def _steps(prediction: Prediction) -> list[Markup]:
             f"(the steps of the last one would be given {signed(played.change)})"
         ),
     }
-    constants: list[list[Value | str]] = [
-        [c.name, f"{c.value:.6g} {c.unit}", c.source] for c in prediction.constants
-    ]
     return [
         figure(
             plots.step_times(prediction),
@@ -180,11 +182,6 @@ def _steps(prediction: Prediction) -> list[Markup]:
             "Milliseconds of a step by its tokens",
         ),
         provenance(entries),
-        table(
-            ["", "value", "source"],
-            constants,
-            "What the operators do not hold; the same for every run.",
-        ),
     ]
 
 

@@ -45,12 +45,18 @@ class Meta(Record):
     model: str = Field(min_length=1)
     vllm_version: str
     engine_kwargs: EngineArguments
-    kv_cache: KVCache = KVCache()
+    kv_cache: KVCache | None = None
 
     @property
     def block_tokens(self) -> int:
         """Tokens of a KV block."""
-        return self.kv_cache.block_size or self.engine_kwargs.block_size or 16
+        stated = self.kv_cache.block_size if self.kv_cache else None
+        return stated or self.engine_kwargs.block_size or 16
+
+    @property
+    def kv_blocks(self) -> int | None:
+        """Blocks that the engine said it has."""
+        return self.kv_cache.num_gpu_blocks if self.kv_cache else None
 
 
 class RequestRow(Record):

@@ -19,6 +19,7 @@ from jaxtyping import Float64
 from calibrate.recorded.attention import slope
 from calibrate.recorded.constants import DECODE_GAP, PROMPT_GAP, Link, graph_tokens
 from calibrate.recorded.operators import Operators
+from sim.config import ConfigError
 from sim.profile import StepTime
 from sim.types import Result
 
@@ -54,6 +55,8 @@ class StepCosts:
             ]
             if chosen.sum() > 1
         }
+        if not lines:
+            raise ConfigError("ops/attention.csv: kv_decode", "", f"needs rows in {CONTEXTS}")
         return self.operators.layers * slope(lines, lambda number, contexts: number * contexts)
 
     @cached_property
@@ -64,6 +67,10 @@ class StepCosts:
             for chunk, (before, seconds) in self.operators.attention.prefill.items()
             if chunk >= LEAST_CHUNK
         }
+        if not lines:
+            raise ConfigError(
+                "ops/attention.csv: prefill_chunk", "", f"needs rows of {LEAST_CHUNK} or more"
+            )
         return self.operators.layers * slope(
             lines, lambda chunk, before: chunk * before + chunk * (chunk + 1) / 2
         )
