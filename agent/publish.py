@@ -2,7 +2,8 @@
 
 The figures that are published are kept in `docs/results/<name>.json`, with the command that made
 them and the hashes of profile and rules; the README shows them between a pair of markers,
-`<!-- results: <name> -->` and `<!-- end -->`, as `render` writes them.
+`<!-- results: <name> -->` and `<!-- end -->`, as `render` writes them. Recorded runs, one folder
+each, are kept together as `recorded`.
 """
 
 import argparse
@@ -41,7 +42,36 @@ def render(published: Published) -> str:
     """The figures as Markdown: a table, and the command that made it."""
     if "benchmarks" in published:
         return _benchmarks(published)
+    if "recorded" in published:
+        return _recorded(published)
     return _standings(published)
+
+
+def keep_recorded(results: Mapping[str, Any], others: Published) -> Published:
+    """The part of a recorded run's `results.json` that is published, beside those of `others`."""
+    run, origin = results["run"], results["provenance"]
+    own = {key: results[key] for key in ("errors", "kv_blocks", "requests", "preemptions")}
+    return {
+        "provenance": {
+            "command": "python -m calibrate.validate_run path=<folder>",
+            "rules hash": origin["rules hash"],
+        },
+        "recorded": {**others.get("recorded", {}), run: own},
+    }
+
+
+def _recorded(published: Published) -> str:
+    runs: Mapping[str, Mapping[str, Any]] = published["recorded"]
+    heads = "".join(f" | {run} | LLMServingSim" for run in runs)
+    lines = [f"| error, %{heads} |", "|---" * (2 * len(runs) + 1) + "|"]
+    kinds = {"ttft_s": "to the first token", "tpot_s": "per token after it", "e2e_s": "to the last"}
+    rows: dict[str, list[str]] = {}
+    for run in runs.values():
+        for error in run["errors"]:
+            cells = rows.setdefault(f"{kinds[error['kind']]}, {error['statistic']}", [])
+            cells += [_signed(error["error"]), _signed(error["llmservingsim_error"])]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    return "\n".join([*lines, "", f"`{published['provenance']['command']}`"])
 
 
 def _benchmarks(published: Published) -> str:
@@ -81,20 +111,34 @@ def update(text: str, results: Path) -> str:
     return BLOCK.sub(block, text)
 
 
+def _signed(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:+.1f}".replace("-", "−")
+
+
 def _percent(interval: Mapping[str, float]) -> str:
     half = (interval["high"] - interval["low"]) / 2
     return f"{100 * interval['value']:.1f} ± {100 * half:.1f}"
 
 
 def main() -> None:
-    """Publish the evaluations in the folders named."""
+    """Publish the evaluations and recorded runs in the folders named."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", nargs="*", type=Path, help="an output_dir of agent.evaluate")
+    parser.add_argument(
+        "folder",
+        nargs="*",
+        type=Path,
+        help="an output_dir of agent.evaluate or calibrate.validate_run",
+    )
     for folder in parser.parse_args().folder:
         results = json.loads((folder / "results.json").read_text())
         RESULTS.mkdir(parents=True, exist_ok=True)
-        published = json.dumps(keep(results), indent=1, allow_nan=False)
-        (RESULTS / f"{results['config']['name']}.json").write_text(published + "\n")
+        recorded = RESULTS / "recorded.json"
+        if "run" in results:
+            path, others = recorded, json.loads(recorded.read_text()) if recorded.exists() else {}
+            kept = keep_recorded(results, others)
+        else:
+            path, kept = RESULTS / f"{results['config']['name']}.json", keep(results)
+        path.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
     README.write_text(update(README.read_text(), RESULTS))
 
 

@@ -21,7 +21,10 @@ def test_the_readme_shows_the_figures_of_every_committed_result():
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_a_result_was_made_under_the_rules_and_the_profile_of_today(path):
-    origin = json.loads(path.read_text())["provenance"]
+    published = json.loads(path.read_text())
+    origin = published["provenance"]
     assert origin["rules hash"] == rules_hash(), f"made under other rules: {origin['command']}"
+    if "recorded" in published:
+        return  # its profiles are made from the recorded operators
     shipped = load_bundle("pkg://calibrate.profiles/a100-80gb-analytic")
     assert origin["profile hash"] == shipped.content_hash, origin["command"]

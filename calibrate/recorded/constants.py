@@ -51,6 +51,10 @@ class Link:
     source: str
 
 
+# Two measurements of these cards are published. This is the earlier one, of LLMServingSim's README;
+# its hardware.yaml of September 2026, on the host with ACS and IOMMU disabled, has 36 GB/s, which
+# the recorded run of two GPUs rules out. A link is a host's as much as a card's: where another is
+# known, give `link`.
 LINKS = {
     "RTXPRO6000": Link(
         16.1e-6,

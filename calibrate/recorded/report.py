@@ -104,7 +104,7 @@ def write_report(path: Path, prediction: Prediction, origin: Mapping[str, str]) 
             Section(
                 "What the operators do not hold",
                 [provenance({c.name: f"{c.value:.6g} {c.unit} · {c.source}" for c in constants})],
-                "The same figures for every run.",
+                "Figures from documents, the same for every run; the skew is the profile's own.",
             ),
             Section("Memory", [_memory(prediction)], memory_line(prediction) + "."),
             Section("Where this comes from", [provenance(origin)]),
