@@ -1,7 +1,8 @@
 """Learned routers as policies: an architecture with weights, greedy or exploring."""
 
+from abc import ABC, abstractmethod
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,8 @@ from agent.architectures.architecture import Features, Params
 from sim.observation import Array, Observation, idle
 from sim.ticks import TICKS_PER_S, to_ticks
 from sim.types import Cluster
+
+S = TypeVar("S")  # what a policy carries from request to request
 
 
 class Held(NamedTuple):
@@ -38,15 +41,46 @@ def _values(network: nn.Module, params: Params, features: Features) -> Float32[A
     return network.apply(params, features)
 
 
-class Learned:
+class Holder(ABC, Generic[S]):
+    """Makes a choice when that is due, and carries it out in between."""
+
+    def __init__(self, hold_s: float) -> None:
+        """`hold_s` is how long a choice is in force; 0: for one request."""
+        self.renewals = 0.1 if hold_s else 1.0
+
+    @abstractmethod
+    def due(self, state: S, now_ticks: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether a new choice is to be made."""
+
+    @abstractmethod
+    def renew(self, state: S, observation: Observation) -> S:
+        """The state with a new choice in force."""
+
+    @abstractmethod
+    def act(self, state: S, observation: Observation) -> Int[Array, ""]:
+        """Carry out the choice in force."""
+
+    def decide(self, state: S, observation: Observation) -> tuple[Int[Array, ""], S]:
+        """Choose again where that is due, and carry out what is in force."""
+        due = self.due(state, observation.now_ticks)
+        if observation.xp is not np:
+            renewed = self.renew(state, observation)
+            state = jax.tree.map(partial(jnp.where, due), renewed, state)
+        elif due:  # the network is not asked in vain
+            state = self.renew(state, observation)
+        return self.act(state, observation), state
+
+
+class Learned(Holder[Held]):
     """Makes the choice of the highest value and holds it for as long as its architecture says."""
 
     def __init__(self, architecture: Architecture, models: tuple[str, ...], params: Params) -> None:
         """`models` are those that the weights are for, small to large."""
+        super().__init__(architecture.hold_s)
         self.name = architecture.name
         self.architecture = architecture
         self._hold_ticks = to_ticks(architecture.hold_s)
-        self._values = partial(_values, architecture.network(models), params)
+        self.values = partial(_values, architecture.network(models), params)
 
     def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
         """All of the models on offer."""
@@ -56,15 +90,18 @@ class Learned:
         """A choice that is due to be replaced."""
         return Held(np.int32(0), np.int64(0))
 
-    def decide(self, state: Held, observation: Observation) -> tuple[Int[Array, ""], Held]:
-        """Choose again where it is time to, and carry out what is in force."""
-        due = observation.now_ticks >= state.until
-        if observation.xp is not np or due:  # the network is not asked in vain
-            features, allowed = self.look(state, observation)
-            state = self.hold(
-                state, observation, due, self.best(state, features, allowed, observation)
-            )
-        return self.architecture.act(state.choice, observation), state
+    def due(self, state: Held, now_ticks: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether the choice in force has been held for long enough."""
+        return now_ticks >= state.until
+
+    def renew(self, state: Held, observation: Observation) -> Held:
+        """The choice of the highest value."""
+        features, allowed = self.look(state, observation)
+        return self.hold(observation, self.best(state, features, allowed, observation))
+
+    def act(self, state: Held, observation: Observation) -> Int[Array, ""]:
+        """As the architecture says."""
+        return self.architecture.act(state.choice, observation)
 
     def look(self, state: Held, observation: Observation) -> tuple[Features, Bool[Array, " A"]]:
         """What a choice is made on, and the choices there are."""
@@ -83,20 +120,15 @@ class Learned:
         A lead of `hysteresis` is given to the choice in force, here and not in what is learned.
         """
         xp = observation.xp
-        values = xp.asarray(self._values(features))
+        values = xp.asarray(self.values(features))
         in_force = (xp.arange(len(values)) == state.choice) & (state.until > 0)
         lead = xp.asarray(self.architecture.hysteresis * in_force, dtype=values.dtype)
         return xp.argmax(xp.where(allowed, values + lead, -xp.inf))
 
-    def hold(
-        self, state: Held, observation: Observation, due: Bool[Array, ""], choice: Int[Array, ""]
-    ) -> Held:
-        """What is in force from now on."""
-        xp = observation.xp
-        return Held(
-            xp.where(due, xp.asarray(choice, dtype=xp.int32), state.choice),
-            xp.where(due, observation.now_ticks + self._hold_ticks, state.until),
-        )
+    def hold(self, observation: Observation, choice: Int[Array, ""]) -> Held:
+        """A choice that is in force from now on."""
+        until = observation.now_ticks + self._hold_ticks
+        return Held(observation.xp.asarray(choice, dtype=observation.xp.int32), until)
 
     def since_ticks(self, state: Held, observation: Observation) -> Int[Array, ""]:
         """Time since the choice in force was made."""
@@ -109,11 +141,10 @@ class Trail(NamedTuple):
     held: Held
     stray_until: Int64[Array, ""]  # the tick up to which a random choice is made again
     decisions: Int32[Array, ""]  # made so far
-    due: Bool[Array, ""]  # whether the latest request brought one
     latest: Decision
 
 
-class Explorer:
+class Explorer(Holder[Trail]):
     """A learned router that makes some choices at random and notes all of them, to learn from.
 
     Its randomness is that of the requests, drawn before the run. For the JAX engine.
@@ -135,6 +166,7 @@ class Explorer:
         A random choice is made again at every decision for `stray_s`. The first `n_notes` choices
         in each cluster are noted.
         """
+        super().__init__(router.architecture.hold_s)
         self._router, self._chance, self._per = router, chance, per
         self._stray_ticks = to_ticks(stray_s)
         self.n_notes = n_notes
@@ -150,12 +182,19 @@ class Explorer:
         features, allowed = self._router.look(held, observation)
         blank = Decision(features, allowed, held.choice, held.until, jnp.float32(0))
         nothing = jax.tree.map(jnp.zeros_like, blank)
-        return Trail(held, jnp.int64(0), jnp.int32(0), jnp.bool_(False), nothing)
+        return Trail(held, jnp.int64(0), jnp.int32(0), nothing)
 
-    def decide(self, state: Trail, observation: Observation) -> tuple[Int[Array, ""], Trail]:
+    def due(self, state: Trail, now_ticks: Int[Array, ""]) -> Bool[Array, ""]:
+        """As the router."""
+        return self._router.due(state.held, now_ticks)
+
+    def act(self, state: Trail, observation: Observation) -> Int[Array, ""]:
+        """As the router."""
+        return self._router.act(state.held, observation)
+
+    def renew(self, state: Trail, observation: Observation) -> Trail:
         """As the router, but for the choices made at random."""
         router = self._router
-        due = observation.now_ticks >= state.held.until
         features, allowed = router.look(state.held, observation)
         draw, chance = observation.random_bits / (1 << 32), self._chance_of(state, observation)
         goes_on = (observation.now_ticks < state.stray_until) & allowed[state.held.choice]
@@ -165,8 +204,8 @@ class Explorer:
         choice = jnp.where(begins, stray, router.best(state.held, features, allowed, observation))
         choice = jnp.where(goes_on, state.held.choice, choice)
         until = observation.now_ticks + self._stray_ticks
-        stray_until = jnp.where(due & begins, until, state.stray_until)
-        held = router.hold(state.held, observation, due, choice)
+        stray_until = jnp.where(begins, until, state.stray_until)
+        held = router.hold(observation, choice)
         latest = Decision(
             features,
             allowed,
@@ -174,12 +213,11 @@ class Explorer:
             observation.now_ticks,
             jnp.max(jnp.sum(observation.arrival_rate_rps[1:], axis=1)).astype(jnp.float32),
         )
-        action = router.architecture.act(held.choice, observation)
-        return action, Trail(held, stray_until, state.decisions + due, due, latest)
+        return Trail(held, stray_until, state.decisions + 1, latest)
 
     def note(self, state: Trail) -> tuple[Int32[Array, ""], Decision]:
-        """The latest decision, where the latest request brought one."""
-        return jnp.where(state.due, state.decisions - 1, self.n_notes), state.latest
+        """The latest decision."""
+        return state.decisions - 1, state.latest
 
     def _chance_of(self, state: Trail, observation: Observation) -> Float[Array, ""]:
         if self._per == "decision":

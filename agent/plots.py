@@ -200,7 +200,8 @@ def _rate_axes(
     axes.set_xscale("log")
     axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(rates[0] / 1.05, rates[-1] * 1.04)
+    margin = max((rates[-1] / rates[0]) ** 0.02 if rates[0] else 1.0, 1.001)
+    axes.set_xlim(rates[0] / margin, rates[-1] * margin)
     axes.set_xlabel("requests/s")
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -220,8 +221,8 @@ def _end_labels(
     right = axes.get_xlim()[1]
     for name, place in zip(names, places, strict=True):
         axes.annotate(
-            name, (right, ends[name]), (right * 1.06, place), color=look[name][0],
-            va="center", fontsize=11, fontweight="semibold", annotation_clip=False,
+            name, (right, ends[name]), (1.02, place), textcoords=("axes fraction", "data"),
+            color=look[name][0], va="center", fontsize=11, fontweight="semibold", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": look[name][0], "linewidth": 0.7,
                         "alpha": 0.6, "shrinkA": 2, "shrinkB": 0, "relpos": (0.0, 0.5)},
         )  # fmt: skip

@@ -24,7 +24,7 @@ from agent import tensors
 from agent.architectures.architecture import Params
 from agent.checkpoint import Band, Checkpoint, CheckpointSpec
 from agent.dqn import Learner
-from agent.training import TrainSpec, make_loop, make_practice, validation_of
+from agent.training import TrainSpec, make_ground, make_loop, validation_of
 from sim.config import ConfigError
 from sim.observation import OBSERVATION_SCHEMA
 from sim.profile import load_bundle
@@ -57,18 +57,18 @@ class Trainer:
         """At the start.
 
         Raises:
-            ConfigError, TraceError, WorkloadError: as of `make_practice`, or if the JAX engine
+            ConfigError, TraceError, WorkloadError: as of `make_ground`, or if the JAX engine
                 cannot play the cluster.
         """
         self.spec = spec
         self.iterations = spec.agent.dqn.iterations
-        practice = make_practice(spec)
-        self._schema = practice.architecture.schema
-        loop = make_loop(practice, spec)
-        self.validation = validation_of(spec, practice.cluster)
+        ground = make_ground(spec)
+        self._schema = ground.architecture.schema
+        loop = make_loop(ground, spec)
+        self.validation = validation_of(spec, ground.cluster)
         self._start = jax.jit(jax.vmap(loop.start))
         self._iterate = jax.jit(jax.vmap(loop.iterate), donate_argnums=0)
-        self._assess = jax.jit(jax.vmap(practice.assess, in_axes=(0, None)))
+        self._assess = jax.jit(jax.vmap(ground.assess, in_axes=(0, None)))
         self.run = self.start()
 
     def start(self) -> Run:

@@ -1,15 +1,17 @@
 """A training: its typed configuration, and what it comes to as a pure function of a random key."""
 
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 from jaxtyping import Array
 from pydantic import Field, JsonValue, model_validator
 
+from agent.branching import Branching, BranchingSettings, BranchingSpec
 from agent.checkpoint import make_architecture
 from agent.dqn import DqnSpec, Learner, Loop
-from agent.dqn.environment import Metrics
-from agent.practice import Practice, PracticeSettings, PracticeSpec, to_pool
+from agent.dqn.environment import Environment, Metrics
+from agent.ground import Ground, to_pool
+from agent.practice import Practice, PracticeSettings, PracticeSpec
 from agent.reward import RewardSpec
 from sim.config import Spec
 from sim.deploy import ClusterSpec, build_cluster
@@ -25,13 +27,14 @@ class AgentSpec(Spec):
     """A router to be trained, and how."""
 
     architecture: dict[str, JsonValue]  # a Hydra node with _target_
-    practice: PracticeSettings
+    practice: Annotated[PracticeSettings | BranchingSettings, Field(discriminator="kind")]
     dqn: DqnSpec
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         most = max(self.dqn.epsilon, self.dqn.epsilon_end)
-        if self.practice.explore_per == "decision" and most > 1:
+        practice = self.practice
+        if practice.kind == "play" and practice.explore_per == "decision" and most > 1:
             raise ValueError(
                 f"dqn.epsilon must be ≤ 1, a share of the decisions, got {most:g}; "
                 "practice.explore_per: second makes it a number in a second"
@@ -70,17 +73,23 @@ def train(key: Array, config: TrainSpec) -> tuple[Learner, Metrics]:
 
     Pure, to be jitted with `config` given and vmapped over keys; the key is consumed.
     """
-    return make_loop(make_practice(config), config).train(key)
+    return make_loop(make_ground(config), config).train(key)
 
 
-def make_loop(practice: Practice, spec: TrainSpec) -> Loop:
+def make_loop(ground: Ground, spec: TrainSpec) -> Loop:
     """The learner of a training."""
-    network = practice.architecture.network(practice.cluster.models)
-    return Loop(practice, network, spec.agent.dqn)
+    network = ground.architecture.network(ground.cluster.models)
+    settings = dict(spec.agent.practice) | {"reward": spec.reward}
+    environment: Environment
+    if spec.agent.practice.kind == "play":
+        environment = Practice(ground, PracticeSpec(**settings))
+    else:
+        environment = Branching(ground, BranchingSpec(**settings))
+    return Loop(environment, network, spec.agent.dqn)
 
 
-def make_practice(spec: TrainSpec) -> Practice:
-    """What the learner learns in.
+def make_ground(spec: TrainSpec) -> Ground:
+    """Where the learner learns.
 
     Raises:
         ConfigError: if a setting does not fit another.
@@ -90,8 +99,7 @@ def make_practice(spec: TrainSpec) -> Practice:
     architecture = make_architecture(spec.agent.architecture, "agent.architecture")
     cluster = build_cluster(spec.cluster, load_bundle(spec.cluster.profile), spec.tasks.names)
     pool = _draw(spec, cluster, 0, spec.pool)
-    practice = PracticeSpec(**dict(spec.agent.practice), reward=spec.reward)
-    return Practice(architecture, cluster, pool, practice, spec.utility.miss_penalty)
+    return Ground(architecture, cluster, pool, spec.utility.miss_penalty)
 
 
 def validation_of(spec: TrainSpec, cluster: Cluster) -> Requests:

@@ -18,7 +18,7 @@ from sim.ticks import NEVER, TICKS_PER_S
 from sim.types import PAIR_SHIFT, Cluster
 
 # Raised with every change of what is observed or derived: trained routers are tied to it.
-OBSERVATION_SCHEMA = 1
+OBSERVATION_SCHEMA = 2
 
 WINDOW_BITS = (38, 40, 42, 44)  # arrivals are counted over windows of 2^bits ticks
 WINDOWS_S = tuple(2.0 ** (bits - 40) for bits in WINDOW_BITS)  # 0.25, 1, 4 and 16 s
@@ -87,13 +87,16 @@ class Observation:
     def arrival_rate_rps(self) -> Float[Array, "S T"]:
         """Estimated arrivals per second of each task at each time scale.
 
-        The window before counts with the share of it that a window ending now still covers.
+        The window before counts with the share of it that a window ending now still covers. Until
+        a scale has passed since time 0, its estimate is over the time since, the shortest window
+        at least.
         """
         xp = self.xp
         bits = xp.asarray(WINDOW_BITS)
         length = xp.left_shift(xp.ones_like(bits), bits)
         covered = xp.bitwise_and(self.now_ticks, length - 1) / length
-        seconds = length / TICKS_PER_S
+        since_start = xp.maximum(self.now_ticks, length[0])
+        seconds = xp.minimum(length, since_start) / TICKS_PER_S
         seen = self.window_arrivals + (1.0 - covered)[:, None] * self.previous_arrivals
         return seen / seconds[:, None]
 

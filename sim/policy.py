@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from sim.config import build
 from sim.observation import Array, Observation
@@ -51,13 +51,33 @@ class Policy(Protocol):
 
 
 @runtime_checkable
-class NotingPolicy(Policy, Protocol):
-    """A policy whose decisions the JAX engine writes down, for a learner to read."""
+class HoldingPolicy(Policy, Protocol):
+    """A policy that makes a choice now and then, and carries it out in between.
+
+    To `decide` is to `renew` the choice if that is `due`, and then to `act`. The JAX engine calls
+    these three, the second for the clusters where it is due alone, and not `decide`.
+    """
+
+    renewals: float  # share of the requests that bring a new choice, at the most as a rule
+
+    def due(self, state: State, now_ticks: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether a new choice is to be made."""
+
+    def renew(self, state: State, observation: Observation) -> State:
+        """The state with a new choice in force."""
+
+    def act(self, state: State, observation: Observation) -> Int[Array, ""]:
+        """The action for the observed request under the choice in force, an int32 scalar."""
+
+
+@runtime_checkable
+class NotingPolicy(HoldingPolicy, Protocol):
+    """A policy whose choices the JAX engine writes down, for a learner to read."""
 
     n_notes: int  # rows that are kept
 
     def note(self, state: State) -> tuple[Int[Array, ""], Notes]:
-        """The row that belongs to the latest decision, and its place; dropped if ≥ `n_notes`."""
+        """The row of the latest choice, and its place; dropped if ≥ `n_notes`."""
 
 
 def make_policy(config: Mapping[str, object], key: str = "policy") -> Policy:

@@ -19,8 +19,7 @@ class Table(NamedTuple):
 
     model: Int[Array, "P D"]  # that each device serves
     price: Float[Array, " P"]  # least gain in quality over the smallest model served
-    cap: Int[Array, " P"]  # requests inside a replica from which it is passed over
-    base_cap: Int[Array, " P"]  # the same for the smallest model served, where nobody is in time
+    cap: Int[Array, " P"]  # requests inside one of a larger model, from which it is passed over
 
 
 def capacity_rps(observation: Observation) -> Float[Array, " M"]:

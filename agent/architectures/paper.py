@@ -21,7 +21,7 @@ class Paper:
     """
 
     name = "paper"
-    schema = 1
+    schema = 2
     hold_s = 0.0
     hysteresis = 0.0
 

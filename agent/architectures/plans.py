@@ -28,8 +28,7 @@ class PlanSpec(Spec):
 
     shares: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1)  # small to large
     price: float = Field(default=0.0, ge=0)  # least gain in quality over the smallest one served
-    cap: int = Field(default=64, ge=1)  # requests inside a replica from which it is passed over
-    base_cap: int = Field(default=192, ge=1)  # the same for the smallest model served, if pressed
+    cap: int = Field(default=64, ge=1)  # requests inside one of a larger model: it is passed over
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -52,15 +51,16 @@ class Plans:
 
     Each device serves one model of a plan: the first devices the largest, the last the smallest.
     A request goes to the most accurate model that the plan serves, is worth its price and has a
-    replica within the cap and predicted to be in time. If there is none, it goes to the smallest
-    model that the plan serves, up to a cap of its own; then to the smallest model of the cluster,
-    wherever that is, in time if it can be. Another model than the plan's would take turns with
-    the plan's for as long as its requests last, and cost all of them their time. Of several
-    replicas the one with the earliest predicted finish is taken.
+    replica predicted to be in time, and within the cap unless it is of the smallest model served.
+    Of several the one with the earliest predicted finish is taken. If there is none, it goes to
+    the smallest model of the cluster if that is in time, late to the smallest that the plan
+    serves, or late to the smallest of the cluster. Another model than the plan's takes turns with
+    the plan's for as long as its requests last, and costs all of them their time: where the
+    smallest of the cluster has to help, the last device that can does.
     """
 
     name = "plans"
-    schema = 1
+    schema = 2
 
     def __init__(
         self,
@@ -126,25 +126,26 @@ class Plans:
         """See the class."""
         xp, cluster = observation.xp, observation.cluster
         table = self.table(cluster)
-        model, price, cap, base_cap = (xp.asarray(column)[choice] for column in table)
+        model, price, cap = (xp.asarray(column)[choice] for column in table)
         model_of, device_of = cluster.replica_model, cluster.replica_device
         served = (model[device_of] == model_of) & observation.mask
         is_base = model_of == xp.min(model)
         quality, inside = observation.quality, observation.inside
         base_quality = xp.asarray(cluster.quality)[xp.min(model), observation.task]
         worth = is_base | (quality - base_quality >= price)
-        good = served & worth & (inside < cap) & observation.predicted_on_time
+        good = served & worth & (is_base | (inside < cap)) & observation.predicted_on_time
         best = xp.max(xp.where(good, quality, -1.0))
         last_resort = observation.mask & (model_of == xp.min(model_of))
+        finish_ticks = observation.predicted_finish_ticks
         tiers = (
-            good & (quality == best),
-            served & is_base & (inside < base_cap),
-            last_resort & observation.predicted_on_time,
-            last_resort,
+            (good & (quality == best), finish_ticks),
+            (last_resort & observation.predicted_on_time, -device_of),
+            (served & is_base, finish_ticks),
+            (last_resort, finish_ticks),
         )
         action = xp.asarray(SHED)
-        for tier in reversed(tiers):
-            choice_there = least(observation, observation.predicted_finish_ticks, tier)
+        for tier, score in reversed(tiers):
+            choice_there = least(observation, score, tier)
             action = xp.where(xp.any(tier), choice_there, action)
         return action
 
@@ -174,5 +175,4 @@ def _table(plans: tuple[PlanSpec, ...], n_devices: int, n_models: int) -> Table:
         np.array(served, np.int32),
         np.array([plan.price for plan in plans]),
         np.array([plan.cap for plan in plans], np.int32),
-        np.array([plan.base_cap for plan in plans], np.int32),
     )

@@ -44,7 +44,7 @@ class Replicas:
     """
 
     name = "replicas"
-    schema = 1
+    schema = 2
     hold_s = 0.0
     hysteresis = 0.0
 

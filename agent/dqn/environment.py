@@ -20,16 +20,29 @@ class Transitions(NamedTuple):
     next_allowed: Bool[Array, "B A"]
 
 
+class Comparisons(NamedTuple):
+    """B situations in which K of the choices were tried on the same future."""
+
+    features: Features
+    choice: Int32[Array, "B K"]
+    there: Bool[Array, "B K"]  # whether there were so many choices
+    outcome: Float32[Array, "B K"]  # what came of each, but for what is the same for all of them
+    weight: Float32[Array, " B"]  # how much the comparison counts
+
+
+Experience = Transitions | Comparisons
+
+
 class Environment(Protocol):
     """A decision problem that can be played as often as needed."""
 
-    def blank(self) -> Transitions:
-        """One transition of zeros, without the leading axis: shapes and types."""
+    def blank(self) -> Experience:
+        """One of zeros, without the leading axis: shapes and types."""
 
     def collect(
         self, key: Array, params: Params, epsilon: Float32[Array, ""]
-    ) -> tuple[Transitions, Bool[Array, " B"], Metrics]:
+    ) -> tuple[Experience, Bool[Array, " B"], Metrics]:
         """Play with these weights and this much exploration; the key is consumed.
 
-        Also says which transitions there are, and how the play went.
+        Also says which rows of the experience there are, and how the play went.
         """

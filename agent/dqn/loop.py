@@ -12,9 +12,16 @@ from jaxtyping import Array, Bool, Float32, Int32
 from pydantic import Field
 
 from agent.dqn import replay as memory
-from agent.dqn.environment import Environment, Features, Metrics, Params, Transitions
+from agent.dqn.environment import (
+    Comparisons,
+    Environment,
+    Experience,
+    Features,
+    Metrics,
+    Params,
+)
 from agent.dqn.replay import Replay
-from agent.dqn.targets import double_q_error
+from agent.dqn.targets import comparison_errors, double_q_error
 from sim.config import Spec
 
 
@@ -27,6 +34,7 @@ class DqnSpec(Spec):
     capacity: int = Field(ge=1)  # transitions remembered
     learning_rate: float = Field(gt=0)  # at the start; falls to a tenth along a cosine
     gradient_norm: float = Field(gt=0)  # beyond it gradients are clipped
+    huber: float = Field(default=1.0, gt=0)  # error from which on its loss grows linearly
     target_rate: float = Field(gt=0, le=1)  # of the target network's moving average, per update
     epsilon: float = Field(ge=0)  # exploration at the start, in the environment's unit
     epsilon_end: float = Field(ge=0)  # and from `epsilon_share` of the iterations on
@@ -125,7 +133,7 @@ class Loop:
         return (params, target, state), metrics
 
     def _loss(
-        self, params: Params, target: Params, batch: Transitions
+        self, params: Params, target: Params, batch: Experience
     ) -> tuple[Float32[Array, ""], Metrics]:
         """Huber loss of the errors of a batch."""
 
@@ -133,14 +141,20 @@ class Loop:
             return jax.vmap(partial(self.network.apply, weights))(features)  # type: ignore[return-value]
 
         q_tm1 = values(params, batch.features)
-        error = jax.vmap(double_q_error)(
-            q_tm1,
-            batch.choice,
-            batch.reward,
-            batch.discount,
-            values(target, batch.next_features),
-            values(params, batch.next_features),
-            batch.next_allowed,
-        )  # fmt: skip
+        if isinstance(batch, Comparisons):
+            error = jax.vmap(comparison_errors)(q_tm1, batch.choice, batch.there, batch.outcome)
+            weight = batch.weight[:, None]
+        else:
+            error = jax.vmap(double_q_error)(
+                q_tm1,
+                batch.choice,
+                batch.reward,
+                batch.discount,
+                values(target, batch.next_features),
+                values(params, batch.next_features),
+                batch.next_allowed,
+            )  # fmt: skip
+            weight = jnp.ones(1)
         metrics = {"value": jnp.mean(q_tm1), "error": jnp.mean(jnp.abs(error))}
-        return jnp.mean(optax.losses.huber_loss(error)), metrics
+        loss = optax.losses.huber_loss(error, delta=self.spec.huber) / self.spec.huber
+        return jnp.mean(weight * loss), metrics

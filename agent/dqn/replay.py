@@ -1,4 +1,4 @@
-"""Memory of past transitions, on the device: a ring that is sampled uniformly."""
+"""Memory of past experience, on the device: a ring that is sampled uniformly."""
 
 from typing import NamedTuple
 
@@ -6,25 +6,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
-from agent.dqn.environment import Transitions
+from agent.dqn.environment import Experience
 
 
 class Replay(NamedTuple):
-    """The latest transitions, at most as many as there is room for."""
+    """The latest rows, at most as many as there is room for."""
 
-    rows: Transitions  # leading axis: capacity
+    rows: Experience  # leading axis: capacity
     filled: Int32[Array, ""]
     head: Int32[Array, ""]  # where the next one goes
 
 
-def empty(blank: Transitions, capacity: int) -> Replay:
-    """Room for `capacity` transitions like `blank`."""
+def empty(blank: Experience, capacity: int) -> Replay:
+    """Room for `capacity` rows like `blank`."""
     rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), blank)
     return Replay(rows, jnp.int32(0), jnp.int32(0))
 
 
-def add(replay: Replay, new: Transitions, there: Bool[Array, " B"]) -> Replay:
-    """The replay with the transitions that are `there` in place of the oldest.
+def add(replay: Replay, new: Experience, there: Bool[Array, " B"]) -> Replay:
+    """The replay with the rows that are `there` in place of the oldest.
 
     Of more than there is room for, the last are kept.
     """
@@ -38,8 +38,8 @@ def add(replay: Replay, new: Transitions, there: Bool[Array, " B"]) -> Replay:
     return Replay(rows, filled, (replay.head + total) % capacity)
 
 
-def sample(key: Array, replay: Replay, size: int) -> Transitions:
-    """`size` transitions, drawn uniformly with replacement; the key is consumed."""
+def sample(key: Array, replay: Replay, size: int) -> Experience:
+    """`size` rows, drawn uniformly with replacement; the key is consumed."""
     index = jax.random.randint(key, (size,), 0, jnp.maximum(replay.filled, 1))
-    drawn: Transitions = jax.tree.map(lambda leaf: leaf[index], replay.rows)
+    drawn: Experience = jax.tree.map(lambda leaf: leaf[index], replay.rows)
     return drawn

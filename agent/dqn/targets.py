@@ -25,6 +25,19 @@ def double_q_error(
     return target - q_tm1[choice_tm1]
 
 
+def comparison_errors(
+    q: Float32[Array, " A"],
+    choice: Int32[Array, " K"],
+    there: Bool[Array, " K"],
+    outcome: Float32[Array, " K"],
+) -> Float32[Array, " K"]:
+    """Errors of values of choices that were compared, both less their mean; 0 where not there."""
+    count = jnp.maximum(jnp.sum(there), 1)
+    error = outcome - q[choice]
+    mean = jnp.sum(jnp.where(there, error, 0.0)) / count
+    return jnp.where(there, error - mean, 0.0)
+
+
 def n_step(
     reward: Float32[Array, " E"], last: Int32[Array, ""], discount: float, n: int
 ) -> tuple[Float32[Array, " E"], Int32[Array, " E"], Float32[Array, " E"]]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int32, Int64
 
-from sim.policy import SHED, Notes, NotingPolicy, Policy
+from sim.policy import SHED, HoldingPolicy, Notes, NotingPolicy, Policy
 from sim.policy import State as PolicyState
 from sim.router import SIGNALS
 from sim.ticks import NEVER
@@ -268,17 +268,25 @@ class Engine:
         """Route the next request (rules 4 to 6), in some of the clusters."""
         count = state.now.shape[0]
         lane = choose(event.arrival, self._share(count), turn)
+        if isinstance(self.policy, HoldingPolicy):
+            state, lane = self._renew(self.policy, clusters, table, requests, state, lane, turn)
         on, at = lane < count, jnp.minimum(lane, count - 1)
-        index = jnp.minimum(state.next_request[at], requests.arrival.shape[1] - 1)
-        request = asking(requests, at, index)
-        cluster, view = jax.tree.map(lambda leaf: leaf[at], (clusters, state))
+        cluster, view, request, index = _asking(clusters, requests, state, at)
 
         def decide(cluster: Cluster, view: State, request: Asking) -> tuple[Array, Any, Counted]:
             observation, counted = observe(cluster, view, request, table, self.stale)
+            if isinstance(self.policy, HoldingPolicy):
+                return (
+                    jnp.asarray(self.policy.act(view.policy, observation), jnp.int32),
+                    (),
+                    counted,
+                )
             action, after = self.policy.decide(view.policy, observation)
             return jnp.asarray(action, jnp.int32), after, counted
 
         action, after, counted = jax.vmap(decide)(cluster, view, request)
+        if not isinstance(self.policy, HoldingPolicy):
+            state = replace(state, policy=_put(state.policy, lane, after))
         sent = on & (action != SHED)
         r = jnp.maximum(action, 0)
         row = rows_of(read(state.ledger, (at, r)))
@@ -305,9 +313,6 @@ class Engine:
         head_death = jnp.min(request.deaths, axis=1)
         state = replace(
             state,
-            policy=jax.tree.map(
-                lambda old, new: old.at[lane].set(new, mode="drop"), state.policy, after
-            ),
             window=state.window.at[lane].set(counted.window, mode="drop"),
             window_arrivals=state.window_arrivals.at[lane].set(
                 counted.window_arrivals, mode="drop"
@@ -316,7 +321,6 @@ class Engine:
                 counted.previous_arrivals, mode="drop"
             ),
             last_arrival=state.last_arrival.at[lane].set(counted.last_arrival, mode="drop"),
-            notes=self._note(state.notes, lane, after),
             known=known,
             ledger=write(state.ledger, (lane, r), jnp.stack(new_row, axis=-1), placed),
             queue=write(state.queue, (lane, r, (row.head + row.waiting) % ring), index, placed),
@@ -340,6 +344,38 @@ class Engine:
         devices = write(state.devices, (lane, device_index), jnp.stack(device, axis=-1), placed)
         return replace(state, devices=devices)
 
+    @partial(jax.named_call, name="renew")
+    def _renew(
+        self, policy: HoldingPolicy, clusters: Cluster, table: Int32[Array, "D K"],
+        requests: Requests, state: State, lane: Int32[Array, " P"], turn: Int32[Array, ""],
+    ) -> tuple[State, Int32[Array, " P"]]:  # fmt: skip
+        """New choices where they are due, in some of the clusters `lane`; the others wait.
+
+        Returns those whose request can be routed now.
+        """
+        count, places = state.now.shape[0], lane.shape[0]
+        at = jnp.minimum(lane, count - 1)
+        held = jax.tree.map(lambda leaf: leaf[at], state.policy)
+        due = (lane < count) & jax.vmap(policy.due)(held, state.now[at])
+        chosen = choose(due, max(1, round(places * policy.renewals)), turn)
+        mine = jnp.where(chosen < places, lane[jnp.minimum(chosen, places - 1)], count)
+        cluster, view, request, _ = _asking(clusters, requests, state, jnp.minimum(mine, count - 1))
+
+        def renew(cluster: Cluster, view: State, request: Asking) -> PolicyState:
+            observation, _ = observe(cluster, view, request, table, self.stale)
+            return policy.renew(view.policy, observation)
+
+        after = jax.vmap(renew)(cluster, view, request)
+        state = replace(state, policy=_put(state.policy, mine, after))
+        if isinstance(policy, NotingPolicy):
+            index, row = jax.vmap(policy.note)(after)
+            notes = jax.tree.map(
+                lambda old, new: old.at[mine, index].set(new, mode="drop"), state.notes, row
+            )
+            state = replace(state, notes=notes)
+        renewed = jnp.zeros(places, bool).at[chosen].set(True, mode="drop")
+        return state, jnp.where(due & ~renewed, count, lane)
+
     def _blank_notes(self, policy: PolicyState) -> Notes:
         """Room for what the policy writes down of its decisions in one cluster."""
         if not isinstance(self.policy, NotingPolicy):
@@ -347,13 +383,6 @@ class Engine:
         _, row = jax.eval_shape(self.policy.note, policy)
         size = self.policy.n_notes
         return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), row)
-
-    def _note(self, notes: Notes, lane: Int32[Array, " P"], after: PolicyState) -> Notes:
-        """The notes with those of the decisions just taken in the clusters `lane`."""
-        if not isinstance(self.policy, NotingPolicy):
-            return None
-        index, row = jax.vmap(self.policy.note)(after)
-        return jax.tree.map(lambda old, new: old.at[lane, index].set(new, mode="drop"), notes, row)
 
     def _share(self, count: int, often: float = 1.0) -> int:
         """Clusters of a batch of `count` that are worked on at a time, where it is costly."""
@@ -366,6 +395,20 @@ class Engine:
         count = (told.decode_count + jnp.where(told.decoding > 0, steps, 0))[:, None]
         settle = vllm.settle if _is_vllm(cluster) else fifo.settle
         return replace(state, record=settle(state, count), n_steps=state.n_steps + jnp.sum(steps))
+
+
+def _asking(
+    clusters: Cluster, requests: Requests, state: State, at: Int32[Array, " P"]
+) -> tuple[Cluster, State, Asking, Int32[Array, " P"]]:
+    """Some of the clusters, what they are in, their next requests and the places of those."""
+    index = jnp.minimum(state.next_request[at], requests.arrival.shape[1] - 1)
+    cluster, view = jax.tree.map(lambda leaf: leaf[at], (clusters, state))
+    return cluster, view, asking(requests, at, index), index
+
+
+def _put(old: PolicyState, lane: Int32[Array, " P"], new: PolicyState) -> PolicyState:
+    """The states of policies with those of some clusters replaced."""
+    return jax.tree.map(lambda was, now: was.at[lane].set(now, mode="drop"), old, new)
 
 
 def _is_vllm(cluster: Cluster) -> bool:

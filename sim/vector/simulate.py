@@ -18,6 +18,8 @@ from sim.vector.batch import LONGEST
 from sim.vector.engine import Engine, replicas_of_devices
 from sim.vector.state import EMITTED, FIRST_AT, LEFT_AT, OUTCOME, Requests, State, to_requests
 
+Batch = TypeVar("Batch")  # a pytree of arrays with one leading axis
+Ends = TypeVar("Ends")  # the same
 Weights = TypeVar("Weights")  # whatever a policy is built from: a pytree of arrays
 
 
@@ -142,16 +144,25 @@ def play(
         states = jax.vmap(engine.start)(clusters, requests)
         return engine.play(clusters, requests, table, states, jnp.full(count, NEVER))
 
-    count = requests.arrival.shape[0]
+    end: State = spread(part, weights, requests)
+    return end
+
+
+def spread(part: Callable[[Weights, Batch], Ends], weights: Weights, batch: Batch) -> Ends:
+    """`part(weights, batch)` for batches with a leading axis, spread over the JAX devices.
+
+    As many as divide the axis take an equal share each.
+    """
+    count = jax.tree.leaves(batch)[0].shape[0]
     n_devices = max(n for n in range(1, jax.device_count() + 1) if count % n == 0)
     if n_devices == 1:
-        return part(weights, requests)
+        return part(weights, batch)
     mesh = jax.make_mesh(
         (n_devices,), ("clusters",), axis_types=(AxisType.Auto,), devices=jax.devices()[:n_devices]
     )
     each, all_of_it = PartitionSpec("clusters"), PartitionSpec()  # type: ignore[no-untyped-call]
-    spread = jax.shard_map(
+    over_devices = jax.shard_map(
         part, mesh=mesh, in_specs=(all_of_it, each), out_specs=each, check_vma=False
     )
-    end: State = spread(weights, requests)
-    return end
+    ends: Ends = over_devices(weights, batch)
+    return ends

@@ -17,7 +17,7 @@ CLUSTER = make_cluster(
 PLANS = [
     {"shares": [0, 1]},
     {"shares": [1, 2], "price": 0.25},
-    {"shares": [1, 0], "cap": 4, "base_cap": 6},
+    {"shares": [1, 0], "cap": 4},
 ]
 
 
@@ -44,9 +44,9 @@ class Watch(Send):
 @pytest.mark.parametrize(
     ("architecture", "schema", "values", "total"),
     [
-        (Paper(), 1, 800, 125.501),
-        (Plans(PLANS, hold_s=1.0, widths=[8]), 1, 13_440, 2441.281),
-        (Replicas(embedding=(8,), widths=(8,)), 1, 25_440, 6091.137),
+        (Paper(), 2, 800, 125.602),
+        (Plans(PLANS, hold_s=1.0, widths=[8]), 2, 13_440, 2618.314),
+        (Replicas(embedding=(8,), widths=(8,)), 2, 25_440, 6209.987),
     ],
     ids=["paper", "plans", "replicas"],
 )

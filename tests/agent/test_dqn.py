@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from agent.architectures.network import Mlp
 from agent.dqn import DqnSpec, Learner, Loop, Transitions, replay
-from agent.dqn.environment import Metrics
-from agent.dqn.targets import double_q_error, n_step
+from agent.dqn.environment import Comparisons, Metrics
+from agent.dqn.targets import comparison_errors, double_q_error, n_step
 
 jax.config.update("jax_enable_x64", True)  # as the engine has it
 # programs this small take longer to be compiled than to run
@@ -127,6 +127,70 @@ def values() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", PROBES)
 def test_the_values_of_a_probe_are_learned(name):
     np.testing.assert_allclose(values()[name], PROBES[name][1], atol=0.08)
+
+
+WORTH = np.array([[1, 0, -1], [-2, 0, 2], [0.5, 0.5, 2]], np.float32)  # [S, A] of what is compared
+WAYS = 4
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Tries three of the choices in turn on a future that pays anything, and a fourth in vain.
+
+    Every other comparison is wrong and counts for nothing.
+    """
+
+    def blank(self) -> Comparisons:
+        nothing = jnp.zeros(WAYS)
+        return Comparisons(
+            jnp.zeros(STATES, jnp.float32), nothing.astype(jnp.int32), nothing.astype(bool),
+            nothing.astype(jnp.float32), jnp.float32(0),
+        )  # fmt: skip
+
+    def collect(self, key: Any, params: Any, epsilon: Any) -> Any:
+        state_key, choice_key, future_key = jax.random.split(key, 3)
+        state = jax.random.randint(state_key, (BATCH,), 0, STATES)
+        choice = jax.random.randint(choice_key, (BATCH, WAYS), 0, 3, jnp.int32)
+        future = 30 * jax.random.normal(future_key, (BATCH, 1), jnp.float32)
+        there = jnp.arange(WAYS) < 3
+        outcome = jnp.where(there, jnp.asarray(WORTH)[state[:, None], choice] + future, jnp.inf)
+        counts = jnp.arange(BATCH) % 2
+        rows = Comparisons(
+            jax.nn.one_hot(state, STATES, dtype=jnp.float32), choice,
+            jnp.broadcast_to(there, choice.shape),
+            jnp.where(counts[:, None] == 1, outcome, -outcome), counts.astype(jnp.float32),
+        )  # fmt: skip
+        return rows, jnp.ones(BATCH, bool), {"score": jnp.mean(future)}
+
+
+def test_differences_in_worth_are_learned_from_comparisons_whatever_the_future_pays():
+    compared = Loop(Compared(), Mlp((16,), 3), SPEC)
+    learner, _ = program(compared.train)(jax.random.key(0))
+    learned = Mlp((16,), 3).apply(learner.params, jnp.eye(STATES, dtype=jnp.float32))
+    less_mean = np.asarray(learned) - np.mean(learned, axis=1, keepdims=True)
+    np.testing.assert_allclose(less_mean, WORTH - WORTH.mean(axis=1, keepdims=True), atol=0.08)
+    assert not learner.diverged
+
+
+@pytest.mark.parametrize(
+    ("there", "expected"),
+    [
+        # less the means: outcomes −4, −1, 5 and values −1, 0, 1
+        ([1, 1, 1, 0], [-3, -1, 4, 0]),
+        # outcomes −4.5, 4.5 and values −1, 1
+        ([1, 0, 1, 0], [-3.5, 0, 3.5, 0]),
+        ([0, 1, 0, 0], [0, 0, 0, 0]),
+        ([0, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+)
+def test_errors_of_comparisons_are_less_the_mean_of_what_is_there(there, expected):
+    errors = comparison_errors(
+        q=jnp.array([30.0, 10.0, 99.0, 20.0], jnp.float32) / 10,
+        choice=jnp.array([1, 3, 0, 2]),
+        there=jnp.array(there, bool),
+        outcome=jnp.array([101, 104, 110, jnp.nan], jnp.float32),
+    )
+    assert errors.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 ONE = PROBES["both"][0]

@@ -1,11 +1,10 @@
 """Learned routers see what they say, carry out their choices as they say, and explore as asked."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from sim.router import draw_random_bits
 from sim.ticks import TICKS_PER_S, to_ticks
 from sim.vector.simulate import play
 from sim.vector.state import to_requests
+from tests.agent.stub import Stub
 from tests.systems import make_bounds, make_cluster, make_workload
 
 # Two devices host a small and a large model each: replicas 0 and 2 are small, 1 and 3 large. A
@@ -48,8 +48,8 @@ def test_the_paper_sees_task_batch_at_each_model_and_rate_and_nothing_else():
     cluster = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0], tasks=("a", "b", "c"))
     windows = np.arange(12).reshape(4, 3)
     observation = replace(
-        idle(cluster, np), task=1, running=at(r0=1, r1=5, r2=2), waiting=at(r2=4, r3=1),
-        window_arrivals=windows, previous_arrivals=windows,
+        idle(cluster, np), now_ticks=to_ticks(16.0), task=1, running=at(r0=1, r1=5, r2=2),
+        waiting=at(r2=4, r3=1), window_arrivals=windows, previous_arrivals=windows,
     )  # fmt: skip
     seen = Paper(window_s=4.0).features(np.int32(0), observation)
     rate_rps = 2 * (6 + 7 + 8) / 4
@@ -84,18 +84,19 @@ PLANS = Plans(
         {"shares": [1, 1], "price": 0.51},
         {"shares": [1, 1], "price": 0.5},
         {"shares": [1, 1], "cap": 3},
-        {"shares": [0, 1], "base_cap": 3},
+        {"shares": [0, 1], "cap": 3},
     ],
     hold_s=1.0,
     widths=[8],
 )
-SHORT, SOON, NEVER_ON_TIME = (to_ticks(s) for s in (0.5, 5.0, -1.0))
+SHORT = to_ticks(0.5)
+LATE = {"e2e_slack_ticks": to_ticks(-1.0)}
 CARRIED_OUT = {
     "the best model that is in time": (HALVES, {}, 1),
     "a model that is not in time is passed over": (HALVES, {"e2e_slack_ticks": SHORT}, 2),
-    "if none is in time, the smallest": (HALVES, {"e2e_slack_ticks": NEVER_ON_TIME}, 2),
-    "the smallest, even where others finish earlier": (
-        HALVES, {"e2e_slack_ticks": NEVER_ON_TIME, "running": at(r2=4), "waiting": at(r2=50)}, 2,
+    "if none is in time, the smallest served": (HALVES, LATE, 2),
+    "the smallest served, even where others finish earlier": (
+        HALVES, {**LATE, "running": at(r2=4), "waiting": at(r2=50)}, 2,
     ),
     "a gain below the price is not worth it": (DEAR, {}, 2),
     "a gain of the price is": (FAIR, {}, 1),
@@ -104,14 +105,30 @@ CARRIED_OUT = {
     "the first of equals": (LARGE, {}, 1),
     "below the cap": (CAPPED, {"running": at(r1=1), "waiting": at(r1=1)}, 1),
     "at the cap": (CAPPED, {"running": at(r1=2), "waiting": at(r1=1)}, 2),
-    "the smallest, even beyond its cap": (CAPPED, {"running": at(r1=3, r2=4)}, 2),
-    "up to its own cap": (STRICT, {"e2e_slack_ticks": NEVER_ON_TIME, "running": at(r1=3)}, 3),
-    "and then the smallest of the cluster": (
-        STRICT, {"e2e_slack_ticks": NEVER_ON_TIME, "running": at(r1=3, r3=3)}, 0,
+    "the smallest served, for which there is no cap": (
+        STRICT, {"running": at(r1=4, r3=4), "waiting": at(r1=90, r3=90)}, 1,
     ),
-    "that too if all that the plan serves is masked": (LARGE, {"mask": only(0, 2)}, 0),
-    "in time, if it can be": (
-        LARGE, {"e2e_slack_ticks": SHORT, "mask": only(0, 2), "prefill_tokens": at(r0=900)}, 2,
+    "if none served is in time, the smallest of the cluster that is": (
+        LARGE, {"e2e_slack_ticks": SHORT}, 2,
+    ),
+    "that on the last device, even where another finishes earlier": (
+        LARGE, {"e2e_slack_ticks": SHORT, "running": at(r2=4), "waiting": at(r2=3)}, 2,
+    ),
+    "that on the last device that is in time": (
+        LARGE, {"e2e_slack_ticks": SHORT, "prefill_tokens": at(r2=900)}, 0,
+    ),
+    "late, rather the smallest served than the smallest of the cluster": (LARGE, LATE, 1),
+    "late, the earliest finish of the smallest served": (
+        LARGE, {**LATE, "prefill_tokens": at(r1=200)}, 3,
+    ),
+    "late, with all that the plan serves masked, the smallest of the cluster": (
+        LARGE, {**LATE, "mask": only(0, 2)}, 0,
+    ),
+    "that with the earliest finish": (
+        LARGE, {**LATE, "mask": only(0, 2), "prefill_tokens": at(r0=900)}, 2,
+    ),
+    "in time, with all that the plan serves masked, the last of the smallest": (
+        LARGE, {"mask": only(0, 2)}, 2,
     ),
     "nothing, rather than a larger model that the plan does not serve": (
         HALVES, {"mask": only(3)}, SHED,
@@ -150,39 +167,6 @@ def test_a_plan_for_another_number_of_models_is_refused():
     plan = Plans([{"shares": [1, 1, 1]}] * 2, hold_s=1.0, widths=[8])
     with pytest.raises(ConfigError, match=r"plans\[0\]\.shares = .* 2 models"):
         plan.act(np.int32(0), situation())
-
-
-class Given(nn.Module):
-    """Values that are the features."""
-
-    @nn.compact
-    def __call__(self, features: Any) -> Any:
-        return features
-
-
-@dataclass(frozen=True)
-class Stub:
-    """Four choices: the replicas. The best is that of the number of prompt tokens."""
-
-    hold_s: float = 0.0
-    hysteresis: float = 0.0
-    name: str = "stub"
-
-    def n_choices(self, cluster: Any) -> int:
-        return 4
-
-    def network(self, models: Any) -> nn.Module:
-        return Given()
-
-    def features(self, held: Any, observation: Any) -> Any:
-        xp = observation.xp
-        return xp.asarray(xp.arange(4) == observation.prompt_tokens, dtype=xp.float32)
-
-    def allowed(self, observation: Any) -> Any:
-        return observation.mask
-
-    def act(self, choice: Any, observation: Any) -> Any:
-        return choice
 
 
 def test_a_choice_is_held_until_the_first_request_after_its_time():
@@ -269,8 +253,9 @@ def test_chances_per_second_are_so_many_a_second_at_every_rate(hold_s):
             asked = replace(
                 template, now_ticks=number * gap, since_arrival_ticks=gap, random_bits=drawn
             )
+            due = explorer.due(trail, asked.now_ticks)
             action, trail = explorer.decide(trail, asked)
-            return trail, trail.due & (action != 2)
+            return trail, due & (action != 2)
 
         numbers = jnp.arange(requests) + 1
         return jnp.sum(jax.lax.scan(ask, explorer.init(CLUSTER), (numbers, bits))[1])

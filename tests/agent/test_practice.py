@@ -20,8 +20,9 @@ import pytest
 from agent.architectures import Paper, Plans
 from agent.blame import shared
 from agent.credit import CreditSpec
+from agent.ground import Ground, to_pool
 from agent.learned import Learned
-from agent.practice import Practice, PracticeSpec, to_pool
+from agent.practice import Practice, PracticeSpec
 from agent.reward import RewardSpec
 from sim.cluster import simulate
 from sim.config import ConfigError, check
@@ -71,8 +72,8 @@ WORKLOADS = [workload(0, REQUESTS), workload(1, 70)]
 
 def practice(architecture: Any, workloads: list[Workload], **changes: Any) -> Practice:
     pool = to_pool(workloads, SCORED, REQUESTS)
-    spec = SPEC.model_copy(update=changes)
-    return Practice(architecture, CLUSTER, pool, spec, SCORED.miss_penalty)
+    ground = Ground(architecture, CLUSTER, pool, SCORED.miss_penalty)
+    return Practice(ground, SPEC.model_copy(update=changes))
 
 
 def weights(architecture: Any) -> Any:
@@ -179,8 +180,8 @@ def test_a_round_reports_the_performance_of_the_other_engine():
 
 def test_an_assessment_is_the_performance_in_the_other_engine():
     """Of requests in tables that they fill, and that they do not."""
-    plans = practice(PLANS, WORKLOADS)
-    found = program(plans.assess)(weights(PLANS), plans.pool)
+    ground = practice(PLANS, WORKLOADS).ground
+    found = program(ground.assess)(weights(PLANS), ground.pool)
     for which, performance in enumerate(found.tolist()):
         expected = summarise(in_simpy(PLANS, which)[0], SCORED).performance
         assert performance == pytest.approx(expected, rel=1e-9)
@@ -211,13 +212,13 @@ def test_a_router_that_holds_its_choice_is_credited_by_the_time_it_was_in_force(
 
 
 def test_stretched_workloads_keep_their_requests_and_bounds():
-    stretched = practice(PAPER, WORKLOADS, stretch=(0.5, 4.0), clusters=64)
-    drawn = jax.tree.map(np.asarray, stretched._draw(jax.random.key(3)))
+    ground = practice(PAPER, WORKLOADS).ground
+    drawn = jax.tree.map(np.asarray, ground.draw(jax.random.key(3), 64, (0.5, 4.0)))
     factors, counts = [], []
     for lane in range(64):
         count = int(drawn.count[lane])
         which = [len(w) for w in WORKLOADS].index(count)
-        original = jax.tree.map(lambda leaf, which=which: np.asarray(leaf[which]), stretched.pool)
+        original = jax.tree.map(lambda leaf, which=which: np.asarray(leaf[which]), ground.pool)
         for name in ("task", "facts", "e2e", "ttft", "tpot", "grace"):
             np.testing.assert_array_equal(getattr(drawn, name)[lane], getattr(original, name))
         arrival, there = drawn.arrival[lane], np.arange(REQUESTS) < count

@@ -154,7 +154,7 @@ def test_features_stay_within_a_few_units_whatever_the_load(
 def test_both_engines_decide_alike():
     cluster, workload, bounds = system(2, 0.9, 400)
     requests = jax.tree.map(lambda leaf: leaf[None], to_requests(workload, bounds, 0))
-    policy = router(7)
+    policy = router(8)
     # a program of the engine takes much longer to be compiled than to run
     end = jax.jit(
         lambda requests: play(cluster, lambda _: policy, None, requests),

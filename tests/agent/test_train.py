@@ -6,7 +6,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,19 +24,23 @@ from tensorboardX.proto.event_pb2 import Event
 from agent import checkpoint, tensors
 from agent.train import finish, go
 from agent.trainer import STATE, Trainer, bands
-from agent.training import TrainSpec, make_practice, train, validation_of
+from agent.training import TrainSpec, make_ground, make_loop, train, validation_of
 from sim.config import ConfigError, check
 
-TINY = [
+SMALL = [
     "name=tiny", "seeds=2", "pool=3", "validation=4", "assess_every=2", "save_every=1",
     "cluster.devices=1", "cluster.models=[opt-125m,opt-1.3b]", "cluster.max_batch=8",
     "cluster.max_queue=16", "workload.duration_s=4", "workload.arrivals.low_rps=40",
     "agent.architecture.plans=[{shares: [0,1]},{shares: [1,0]}]",
     "agent.architecture.widths=[8]", "agent.architecture.hold_s=0.05",
-    "agent.practice.clusters=2", "agent.practice.requests=40", "agent.practice.decisions=20",
-    "agent.dqn.iterations=4", "agent.dqn.updates=3", "agent.dqn.batch_size=8",
-    "agent.dqn.capacity=50",
+    "agent.practice.clusters=2", "agent.practice.requests=40", "agent.dqn.iterations=4",
+    "agent.dqn.updates=3", "agent.dqn.batch_size=8", "agent.dqn.capacity=50",
 ]  # fmt: skip
+TINY = [
+    *SMALL, "agent.practice.moments=2", "agent.practice.branches=2",
+    "agent.practice.forced_s=0.1", "agent.practice.horizon_s=0.3",
+]  # fmt: skip
+PLAYED = [*SMALL, "agent=plans_played", "agent.practice.decisions=20"]
 QUIET = Console(quiet=True)
 
 
@@ -52,8 +56,10 @@ def settings(tmp_path_factory) -> Iterator[Path]:
     compilation_cache.reset_cache()
 
 
-def make_spec(*overrides: str, folder: Path = Path("unused")) -> TrainSpec:
-    config = compose("train", overrides=[*TINY, f"output_dir={folder}", *overrides])
+def make_spec(
+    *overrides: str, folder: Path = Path("unused"), base: Sequence[str] = TINY
+) -> TrainSpec:
+    config = compose("train", overrides=[*base, f"output_dir={folder}", *overrides])
     return check(TrainSpec, OmegaConf.to_container(config, resolve=True), "")
 
 
@@ -159,7 +165,8 @@ def test_the_best_weights_in_validation_are_kept_those_before_any_learning_inclu
 
 def test_seeds_come_to_different_routers(trainer):
     for leaf in jax.tree.leaves(trainer.run.learner.params):
-        assert bool((leaf[0] != leaf[1]).any())
+        if leaf[0].size > 1:  # comparisons leave alone what is added to the values of all choices
+            assert bool((leaf[0] != leaf[1]).any())
     assert (trainer.run.practice["loss"][:, 0] != trainer.run.practice["loss"][:, 1]).all()
 
 
@@ -172,6 +179,18 @@ def test_training_is_a_function_of_a_key_and_the_same_beside_other_seeds(trainer
     beside = jax.tree.map(lambda leaf: leaf[1], trainer.run.learner.params)
     assert jax.tree.all(jax.tree.map(partial(jnp.allclose, rtol=1e-4, atol=1e-6),
                                      learner.params, beside))  # fmt: skip
+
+
+def test_a_router_learns_from_what_is_played_too():
+    spec = make_spec("agent.dqn.iterations=2", base=PLAYED)
+    quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    learner, metrics = quick(partial(train, config=spec))(jax.random.key(0))
+    start = make_loop(make_ground(spec), spec).start(jax.random.key(0))
+    changed = jax.tree.map(lambda a, b: (a != b).any(), learner.params, start.params)
+    assert jax.tree.all(changed)
+    assert (metrics["requests"] == 2 * 40).all()
+    assert (metrics["decisions"] > 4).all()
+    assert metrics["remembered"].tolist() == np.cumsum(metrics["decisions"]).clip(max=50).tolist()
 
 
 def test_a_training_that_diverges_stops_and_keeps_the_weights_from_before(anew):
@@ -253,8 +272,8 @@ def test_a_training_ends_in_a_checkpoint_a_report_and_a_table(anew, trainer):
 
 
 def test_bands_are_of_workloads_of_similar_rate():
-    practice = make_practice(make_spec())
-    requests = validation_of(make_spec("validation=8"), practice.cluster)
+    ground = make_ground(make_spec())
+    requests = validation_of(make_spec("validation=8"), ground.cluster)
     told = bands(requests, np.arange(8.0))
     assert [band.workloads for band in told] == [2, 2, 2, 2]
     assert sum(band.performance for band in told) / 4 == pytest.approx(3.5)
@@ -262,17 +281,17 @@ def test_bands_are_of_workloads_of_similar_rate():
 
 
 def test_validation_is_on_other_requests_than_practice():
-    practice = make_practice(make_spec())
-    validation = validation_of(make_spec(), practice.cluster)
-    arrivals = {row.tobytes() for row in np.asarray(practice.pool.arrival)}
+    ground = make_ground(make_spec())
+    validation = validation_of(make_spec(), ground.cluster)
+    arrivals = {row.tobytes() for row in np.asarray(ground.pool.arrival)}
     assert not arrivals & {row.tobytes() for row in np.asarray(validation.arrival)}
 
 
-@pytest.mark.parametrize("agent", ["plans", "paper", "replicas"])
+@pytest.mark.parametrize("agent", ["plans", "plans_played", "paper", "replicas"])
 def test_every_agent_that_is_shipped_is_complete(agent):
     config = compose("train", overrides=[f"agent={agent}", "name=x", "pool=1"])
     spec = check(TrainSpec, OmegaConf.to_container(config, resolve=True), "")
-    assert make_practice(spec).architecture.name == agent
+    assert make_ground(spec).architecture.name == agent.removesuffix("_played")
 
 
 @pytest.mark.parametrize(
@@ -281,10 +300,9 @@ def test_every_agent_that_is_shipped_is_complete(agent):
         ("+speed=1", "speed = 1: unknown key; allowed: agent"),
         ("seeds=0", "seeds = 0: "),
         ("assess_every=0", "assess_every = 0: "),
-        ("agent.dqn.epsilon=4", "agent.* dqn.epsilon must be ≤ 1, a share of the decisions, got 4"),
         ("agent.dqn.learning_rate=-1", "agent.dqn.learning_rate = -1: "),
         ("+agent.dqn.rate=1", "agent.dqn.rate = 1: unknown key; allowed: batch_size"),
-        ("agent.practice.stretch=[2,1]", "agent.practice = .*stretch must go"),
+        ("agent.practice.stretch=[2,1]", "agent.practice.stretch = .*stretch must go"),
         ("agent.architecture.hold_s=-1", "agent.architecture = .*hold_s = -1"),
         ("agent.architecture._target_=agent.architectures.Oracle", "agent.architecture = .*Oracle"),
         (
@@ -297,7 +315,13 @@ def test_every_agent_that_is_shipped_is_complete(agent):
 )
 def test_a_wrong_setting_is_refused_by_name(override, message):
     with pytest.raises(ConfigError, match=message):
-        make_practice(make_spec(override))
+        make_ground(make_spec(override))
+
+
+def test_more_random_choices_than_there_are_decisions_are_refused():
+    with pytest.raises(ConfigError, match=r"agent.* dqn.epsilon must be ≤ 1, a share .*, got 4"):
+        make_spec("agent.dqn.epsilon=4", base=PLAYED)
+    assert make_spec("agent.dqn.epsilon=4").agent.dqn.epsilon == 4  # there it is noise in value
 
 
 def test_a_workload_of_one_draw_alone_is_refused():

@@ -1,8 +1,9 @@
 """How fast routers are trained: an iteration of each agent's training in small, for 1 and 16 seeds.
 
 Networks and updates are the default ones; the clusters of a round play 1000 requests each, and
-fewer transitions are remembered. There are 64 clusters for one seed, and 16 for each of 16 seeds.
-Compilation is left out.
+fewer transitions are remembered. There are 64 clusters for one seed, and 16 for each of 16 seeds;
+where choices are compared, 64 ways to go on from 4 moments of each of 8 clusters, and the requests
+are those met on these ways. Compilation is left out.
 """
 
 from typing import Any
@@ -13,14 +14,16 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from agent.training import TrainSpec, make_loop, make_practice
+from agent.training import TrainSpec, make_ground, make_loop
 from sim.config import check
+
+WAYS = ["agent.practice.clusters=8", "agent.practice.moments=4", "agent.practice.branches=2"]
 
 
 def spec(agent: str, clusters: int) -> TrainSpec:
-    overrides = [f"agent={agent}", f"agent.practice.clusters={clusters}", "name=benchmark",
-                 "output_dir=none", "pool=16", "agent.practice.requests=1000",
-                 "agent.dqn.capacity=20_000"]  # fmt: skip
+    side_by_side = WAYS if agent == "plans" else [f"agent.practice.clusters={clusters}"]
+    overrides = [f"agent={agent}", *side_by_side, "name=benchmark", "output_dir=none", "pool=16",
+                 "agent.practice.requests=1000", "agent.dqn.capacity=20_000"]  # fmt: skip
     with initialize_config_module("conf", version_base="1.3"):
         return check(TrainSpec, OmegaConf.to_container(compose("train", overrides)), "")
 
@@ -31,7 +34,7 @@ def test_training(benchmark: Any, agent: str, seeds: int) -> None:
     if seeds > 1 and agent != "paper":
         pytest.skip("one architecture tells what seeds side by side cost")
     settings = spec(agent, 64 if seeds == 1 else 16)
-    loop = make_loop(make_practice(settings), settings)
+    loop = make_loop(make_ground(settings), settings)
     learner = jax.jit(jax.vmap(loop.start))(jax.vmap(jax.random.key)(np.arange(seeds)))
     iterate = jax.jit(jax.vmap(loop.iterate))
     metrics = benchmark.pedantic(

@@ -66,6 +66,19 @@ def test_rates_are_estimated_at_every_time_scale():
     assert late == pytest.approx(np.full((len(WINDOWS_S), 2), 50.0), rel=0.06)
 
 
+@pytest.mark.parametrize("at_s", [0.3, 0.8, 3.0])
+def test_rates_are_near_the_truth_from_the_start(at_s):
+    arrivals = np.arange(0.0, 4.0, 0.005)
+    _, seen = observations(make_cluster(step_s=[0.001]), make_workload(arrivals.tolist()), [0])
+    for s in (seen[np.searchsorted(arrivals, at_s)], seen[np.searchsorted(arrivals, at_s) + 7]):
+        assert s["rate_rps"][:, 0] == pytest.approx(np.full(len(WINDOWS_S), 200.0), rel=0.03)
+
+
+def test_before_the_shortest_window_has_passed_rates_are_over_that():
+    _, seen = observations(make_cluster(), make_workload([0.0, 0.01, 0.02]), [0])
+    assert seen[2]["rate_rps"][:, 0] == pytest.approx([3 / WINDOWS_S[0]] * len(WINDOWS_S))
+
+
 def test_rates_fall_to_this_arrival_alone_after_a_long_silence():
     _, seen = observations(make_cluster(), make_workload([*np.arange(0, 5, 0.1), 100.0]), [0])
     assert seen[-1]["rate_rps"][:, 0] == pytest.approx([1 / w for w in WINDOWS_S])
@@ -141,4 +154,4 @@ def test_the_schema_has_another_number_whenever_something_else_is_observed():
     )  # fmt: skip
     run(cluster, workload, Watch([0, 1, 2]), e2e_s=6.0, ttft_s=3.0, tpot_s=1.0)
     # where this fails, raise OBSERVATION_SCHEMA: routers trained before would misread
-    assert (OBSERVATION_SCHEMA, digest.hexdigest()[:16]) == (1, "2320aa7495caf9f8")
+    assert (OBSERVATION_SCHEMA, digest.hexdigest()[:16]) == (2, "22db0b5465f49634")

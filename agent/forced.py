@@ -1,0 +1,102 @@
+"""A learned router that is made to take some choice for a while, to see what comes of it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float32, Int, Int32, Int64
+
+from agent.architectures.architecture import Features
+from agent.learned import Held, Holder, Learned
+from sim.observation import Array, Observation, idle
+from sim.ticks import NEVER, to_ticks
+from sim.types import Cluster
+
+
+class Order(NamedTuple):
+    """Which choice is to be taken at the next decision, by its rank among the values then."""
+
+    rank: Int32[Array, "*b"]  # 0: that of the highest value; −1: the router is left alone
+    noise: Float32[Array, "*b A"]  # added to the values before they are ranked
+
+
+class Course(NamedTuple):
+    """What a forced router carries from request to request."""
+
+    held: Held
+    order: Order
+    forced_from: Int64[Array, ""]  # the tick when the order was carried out; NEVER before
+    forced: Int32[Array, ""]  # the choice it came to
+    possible: Bool[Array, ""]  # whether there were choices enough for that rank
+    features: Features  # what it was made on
+
+
+class Forced(Holder[Course]):
+    """As the router, but for the orders that it is given between two parts of a run.
+
+    An ordered choice is made with the next request, whatever was in force, and for `forced_s`.
+    For the JAX engine.
+    """
+
+    name = "forced"
+
+    def __init__(self, router: Learned, forced_s: float) -> None:
+        """See the class."""
+        super().__init__(router.architecture.hold_s)
+        self._router, self._forced_ticks = router, to_ticks(forced_s)
+
+    def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """As the router."""
+        return self._router.hosted(models)
+
+    def init(self, cluster: Cluster) -> Course:
+        """Nothing decided, nothing ordered."""
+        held = jax.tree.map(jnp.asarray, self._router.init(cluster))
+        features, allowed = self._router.look(held, idle(cluster, jnp))
+        order = Order(jnp.int32(-1), jnp.zeros(len(allowed), jnp.float32))
+        nothing = jax.tree.map(jnp.zeros_like, features)
+        return Course(held, order, jnp.int64(NEVER), jnp.int32(0), jnp.bool_(False), nothing)
+
+    def due(self, state: Course, now_ticks: Int[Array, ""]) -> Bool[Array, ""]:
+        """As the router, and with an order."""
+        begins = (state.order.rank >= 0) & (state.forced_from == NEVER)
+        return begins | self._router.due(state.held, now_ticks)
+
+    def act(self, state: Course, observation: Observation) -> Int[Array, ""]:
+        """As the router."""
+        return self._router.act(state.held, observation)
+
+    def renew(self, state: Course, observation: Observation) -> Course:
+        """As the router, unless there is an order."""
+        router, now = self._router, observation.now_ticks
+        features, allowed = router.look(state.held, observation)
+        ordered = state.order.rank >= 0
+        begins = ordered & (state.forced_from == NEVER)
+        forced_from = jnp.where(begins, now, state.forced_from)
+        noisy = router.values(features) + state.order.noise
+        ranked = jnp.argsort(jnp.where(allowed, -noisy, jnp.inf))
+        forced = jnp.where(begins, ranked[state.order.rank], state.forced).astype(jnp.int32)
+        goes_on = ordered & ~begins & (now < forced_from + self._forced_ticks) & allowed[forced]
+        best = router.best(state.held, features, allowed, observation)
+        choice = jnp.where(begins | goes_on, forced, best)
+        held = router.hold(observation, choice)
+        enough = state.order.rank < jnp.sum(allowed)
+        return Course(
+            held=held,
+            order=state.order,
+            forced_from=forced_from,
+            forced=forced,
+            possible=jnp.where(begins, enough, state.possible),
+            features=jax.tree.map(
+                lambda new, old: jnp.where(begins, new, old), features, state.features
+            ),
+        )
+
+
+def ordered(course: Course, order: Order) -> Course:
+    """The same course with another order, still to be carried out."""
+    return course._replace(
+        order=order,
+        forced_from=jnp.full_like(course.forced_from, NEVER),
+        possible=jnp.zeros_like(course.possible),
+    )
