@@ -24,6 +24,7 @@ class ReplicaSpec(Spec):
     token_budget: Count = 512  # tokens of a step
     block_tokens: Count = 16  # tokens of a KV block
     kv_rule: Literal["preempt", "reserve"] = "preempt"
+    prefix_caching: bool = True  # vllm: whoever was preempted finds its blocks again, if still free
     kv_tokens: Count | None = None  # KV capacity; null: predicted from the device's memory
     max_context: Count | None = None  # null: the model's own
 
@@ -96,6 +97,7 @@ def build_cluster(
         block_tokens=column("block_tokens"),
         kv_blocks=np.array([r.kv_blocks for r in replicas], np.int32),
         reserve=np.array([r.settings.kv_rule == "reserve" for r in replicas]),
+        prefix_caching=np.array([r.settings.prefix_caching for r in replicas]),
         alive=np.ones(len(replicas), bool),
         host_ticks=np.array([step.host_ticks for step in steps], np.int64),
         tokens_ticks=np.stack([step.tokens_ticks for step in steps]),

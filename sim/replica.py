@@ -21,8 +21,8 @@ class Request:
 
     __slots__ = (
         "blocks", "cached_tokens", "computed", "death", "decoding_since", "emitted", "first_death",
-        "first_token", "index", "last_death", "max_tokens", "output_tokens", "preemptions",
-        "prefill_left", "prompt_tokens", "task",
+        "first_token", "index", "kept_blocks", "kept_until", "last_death", "max_tokens",
+        "output_tokens", "preemptions", "prefill_left", "prompt_tokens", "task",
     )  # fmt: skip
 
     def __init__(
@@ -45,6 +45,8 @@ class Request:
         self.decoding_since = 0  # the replica's decode count at which `emitted` would be 0
         self.first_token = -1
         self.preemptions = 0
+        self.kept_blocks = 0  # full blocks that it had computed when it was preempted
+        self.kept_until = 0  # blocks taken of its replica at which the last of them is gone
 
 
 @dataclass(slots=True)
@@ -76,6 +78,7 @@ class Replica(ABC):
         self.block_tokens = int(cluster.block_tokens[index])
         self.kv_blocks = int(cluster.kv_blocks[index])
         self.reserve = bool(cluster.reserve[index])
+        self.prefix_caching = bool(cluster.prefix_caching[index])
         self.cancel_expired = cluster.cancel_expired
         self._host_ticks = int(cluster.host_ticks[model])
         self._tokens_ticks: list[int] = cluster.tokens_ticks[model].tolist()

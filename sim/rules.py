@@ -76,6 +76,7 @@ def _cluster(scheduler: Scheduler, reserve: bool, period_s: float) -> Cluster:
         block_tokens=each(4),
         kv_blocks=each(14),
         reserve=np.full(3, reserve),
+        prefix_caching=np.ones(3, bool),
         alive=np.ones(3, bool),
         host_ticks=array_to_ticks([0.05, 0.1]),
         tokens_ticks=array_to_ticks(np.outer([0.01, 0.02], np.arange(17))),

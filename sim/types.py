@@ -74,6 +74,7 @@ class Cluster:
     block_tokens: Int32[np.ndarray, " R"]
     kv_blocks: Int32[np.ndarray, " R"]
     reserve: Bool[np.ndarray, " R"]  # True: the `reserve` KV rule, False: `preempt`
+    prefix_caching: Bool[np.ndarray, " R"]  # vLLM's: freed blocks keep what was computed
     alive: Bool[np.ndarray, " R"]
     host_ticks: Int64[np.ndarray, " M"]
     tokens_ticks: Int64[np.ndarray, "M G"]  # G = largest token budget + 1

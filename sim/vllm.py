@@ -21,6 +21,7 @@ class VllmReplica(Replica):
         self._finishing: dict[int, list[Request]] = {}  # by the decode count of the last token
         # decoding requests by the decode count, modulo a block, at which they need a new block
         self._needing = [0] * self.block_tokens
+        self._taken_blocks = 0  # from the front of the queue of free blocks, so far
         self._deaths: list[tuple[int, int]] = []  # heap of (death, index); entries may be stale
 
     def form_step(self, now: int) -> Step | None:
@@ -95,7 +96,7 @@ class VllmReplica(Replica):
         while self._needing[phase] > self.free_blocks:
             self._preempt(self.running[next(reversed(self.running))])
             preempted = True
-        self.free_blocks -= self._needing[phase]
+        self._take(self._needing[phase])
         return preempted
 
     def _take_blocks(self, request: Request, tokens: int) -> bool:
@@ -106,9 +107,33 @@ class VllmReplica(Replica):
             need = self._blocks(request.computed + tokens)
         if need - request.blocks > self.free_blocks:
             return False
-        self.free_blocks -= need - request.blocks
+        self._take(need - request.blocks)
         request.blocks = need
         return True
+
+    def _take(self, blocks: int) -> None:
+        """Take free blocks, those first that were freed first."""
+        self.free_blocks -= blocks
+        self._taken_blocks += blocks
+
+    def _fits(self, request: Request) -> bool:
+        """Whether the blocks of all that a waiting request has to compute are free (rule 11)."""
+        tokens = request.max_tokens if self.reserve else request.emitted
+        return self._blocks(request.prompt_tokens + tokens) <= self.free_blocks
+
+    def _find_again(self, request: Request) -> None:
+        """Give a request that was preempted those of its blocks that nobody took (rule 7).
+
+        They leave the queue of free blocks from wherever they are. Nobody who waits has blocks
+        behind them: of the preempted, the last heads the queue.
+        """
+        found = max(0, min(request.kept_blocks, request.kept_until - self._taken_blocks))
+        self.free_blocks -= found
+        request.blocks = found
+        tokens = max(0, found * self.block_tokens - request.computed)
+        request.computed += tokens
+        request.prefill_left -= tokens
+        self.prefill_tokens -= tokens
 
     def _admit(self, now: int, budget: int, chunks: list[tuple[Request, int]]) -> None:
         """Scan the queue from its head (rule 11)."""
@@ -119,14 +144,14 @@ class VllmReplica(Replica):
                 queue.popleft()
                 self._depart(request, Outcome.CANCELLED)
                 continue
-            tokens = min(budget, request.prefill_left)
-            if tokens == 0 or len(self.running) == self.max_batch:
-                return
-            if not self._take_blocks(request, tokens):
+            if budget == 0 or len(self.running) == self.max_batch or not self._fits(request):
                 return
             queue.popleft()
             self.running[request.index] = request
             self._watch(request)
+            self._find_again(request)
+            tokens = min(budget, request.prefill_left)
+            self._take_blocks(request, tokens)
             chunks.append((request, tokens))
             budget -= tokens
 
@@ -174,6 +199,9 @@ class VllmReplica(Replica):
     def _preempt(self, request: Request) -> None:
         """Send a running request back to the front of the queue, to be computed again."""
         self._stop(request)
+        if self.prefix_caching:  # its first block was freed last
+            request.kept_blocks = request.computed // self.block_tokens
+            request.kept_until = self._taken_blocks + self.free_blocks
         self._requeue(request)
         self.queue.appendleft(request)
 

@@ -27,6 +27,7 @@ class Limits(NamedTuple):
     block_tokens: Int32[Array, ""]
     kv_blocks: Int32[Array, ""]
     reserve: Bool[Array, ""]
+    prefix_caching: Bool[Array, ""]
 
 
 class Forming(NamedTuple):
@@ -54,6 +55,7 @@ def limits_of(
         cluster.block_tokens[at],
         cluster.kv_blocks[at],
         cluster.reserve[at],
+        cluster.prefix_caching[at],
     )
 
 

@@ -47,9 +47,9 @@ register_dataclass(
     Cluster,
     data_fields=[
         "replica_device", "replica_model", "max_batch", "max_queue", "token_budget",
-        "max_context", "block_tokens", "kv_blocks", "reserve", "alive", "host_ticks",
-        "tokens_ticks", "pair_ticks_scaled", "kv_token_ticks", "quality", "overhead_ticks",
-        "signal_period_ticks", "cancel_expired",
+        "max_context", "block_tokens", "kv_blocks", "reserve", "prefix_caching", "alive",
+        "host_ticks", "tokens_ticks", "pair_ticks_scaled", "kv_token_ticks", "quality",
+        "overhead_ticks", "signal_period_ticks", "cancel_expired",
     ],
     meta_fields=[
         "models", "tasks", "n_devices", "scheduler", "price_per_device_hour", "profile_kind",
@@ -98,6 +98,8 @@ class Replica(NamedTuple):
     partial: Int32[Array, "*k"]  # 0 if whoever runs decodes, and goes on to
     left: Int32[Array, "*k"]  # vLLM's: prompt tokens that slot `partial` − 1 has still to compute
     blocks: Int32[Array, "*k"]  # vLLM's: of those that do not decode; of all, where reserved
+    kept: Int32[Array, "*k"]  # vLLM's: full blocks that who heads the queue had, if preempted
+    freed: Int32[Array, "*k"]  # vLLM's: blocks freed since somebody was preempted
     head: Int32[Array, "*k"]  # of the queue's ring
     waiting: Int32[Array, "*k"]  # requests in the queue
 
@@ -137,7 +139,7 @@ class State:
     n_steps: Int64[Array, ""]
 
     devices: Int64[Array, "D 10"]  # rows are Device
-    ledger: Int32[Array, "R 15"]  # rows are Replica
+    ledger: Int32[Array, "R 17"]  # rows are Replica
     next_death: Int64[Array, "R 2"]  # earliest death of the running, death of the queue's head
     slots: Int32[Array, "R S B"]
     times: Int64[Array, "R M B"]

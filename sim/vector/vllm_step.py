@@ -141,7 +141,8 @@ def emit(
     going = jnp.stack([facts.ids, left + count, context - count, members.rows[:, ORDER]], axis=1)
     rows = jnp.where(starts[:, None], going, jnp.asarray(VACANT, jnp.int32))
 
-    computed = jnp.where(prefilled, blocks_of(context - 1, block), 0)
+    held = blocks_of(context - 1, block)
+    computed = jnp.where(prefilled, held, 0)
     reserved = jnp.where(finished, blocks_of(facts.whole, block), 0)
     replica = replica._replace(
         running=replica.running - total(finished),
@@ -152,6 +153,7 @@ def emit(
         prefill_tokens=replica.prefill_tokens - replica.step_prefill,
         step_prefill=jnp.zeros_like(replica.step_prefill),
         blocks=replica.blocks - total(jnp.where(limits.reserve, reserved, computed)),
+        freed=replica.freed + total(jnp.where(finished, held, 0)),
     )
     left_at = jnp.where(finished, now, -1)
     outcome = jnp.where(finished, int(Outcome.FINISHED), int(Outcome.INSIDE))
@@ -198,7 +200,9 @@ def begin(
     emitted = facts.emitted + jnp.where(decodes, count, 0)
     context = facts.prompt + emitted
     whole = blocks_of(facts.whole, block)
-    fixed = jnp.where(partial, blocks_of(context - left, block), 0)
+    computed = context - jnp.where(partial, left, 1)
+    held = blocks_of(computed, block)
+    fixed = jnp.where(partial, held, 0)
     fixed = jnp.where(limits.reserve, jnp.where(there, whole, 0), fixed)
 
     # once the dead have left and the decodes have taken theirs
@@ -227,6 +231,8 @@ def begin(
     done = takes & (chunk == left)
     rows = members.rows.at[:, DUE].set(jnp.where(done, NOW, members.rows[:, DUE]))
     rows = jnp.where(leaves[:, None], jnp.asarray(VACANT, jnp.int32), rows)
+    preempts = back[-1]
+    full = blocks_of(computed[-1] + 1 - block, block)  # rounded down
     was_split = jnp.any(partial & (leaves | done))
     replica = replica._replace(
         running=replica.running - total(leaves),
@@ -239,15 +245,17 @@ def begin(
         left=jnp.where(was_split, 0, replica.left - tokens),
         blocks=replica.blocks
         + total(jnp.where(takes, grown - fixed, 0) - jnp.where(leaves, fixed, 0)),
-        head=replica.head - total(back),
-        waiting=replica.waiting + total(back),
+        kept=jnp.where(preempts, jnp.where(limits.prefix_caching, full, 0), replica.kept),
+        freed=jnp.where(preempts, 0, replica.freed + total(jnp.where(gone, held, 0))),
+        head=replica.head - preempts,
+        waiting=replica.waiting + preempts,
     )
     outcome = jnp.where(gone, int(Outcome.CANCELLED), int(Outcome.INSIDE))
     record = records_of(jnp.where(gone, now, -1), facts.records[:, FIRST_AT], outcome, emitted)
     death = jnp.where(leaves, NEVER, members.death)
     changes = Changes(rows, death, leaves, leaves, record)
     # a step that preempted admits nobody
-    forming = Forming(jnp.where(jnp.any(back), -1, budget - tokens), jnp.sum(pairs))
+    forming = Forming(jnp.where(preempts, -1, budget - tokens), jnp.sum(pairs))
     return replica, changes, forming, more_dead | short, free
 
 
@@ -257,21 +265,27 @@ def scan(
 ) -> tuple[Replica, Admitted, Forming, Bool[Array, ""], Int64[Array, ""]]:  # fmt: skip
     """Admit from the head of the queue to the spare slots (rule 11).
 
-    Also returns whether the scan is over, and then the death of who heads the queue now.
+    The head may find blocks again (rule 7): those that are free and were not freed since it was
+    preempted. Also returns whether the scan is over, and then the death of who heads the queue now.
     """
     budget, emitted, first_at = forming.budget, heads.emitted, heads.records[:, FIRST_AT]
     there = (jnp.arange(WINDOW, dtype=jnp.int32) < replica.waiting) & (budget >= 0)
     death = death_of(heads.grace, heads.deaths, first_at)
     dead = there & cancel & (death <= now)
     alive = there & ~dead
-    left = heads.prompt + emitted - heads.facts[:, F_CACHED]
+    context = heads.prompt + emitted
+    found = jnp.clip(free - replica.freed, 0, replica.kept)
+    found = jnp.where(jnp.arange(WINDOW) == 0, found, 0)
+    done = jnp.maximum(heads.facts[:, F_CACHED], found * limits.block_tokens)
+    left = context - done
     asked = jnp.where(alive, left, 0)
     chunk = jnp.clip(budget - running_total(asked) + asked, 0, left)
-    most = jnp.where(limits.reserve, heads.whole, heads.facts[:, F_CACHED] + chunk)
-    blocks = blocks_of(most, limits.block_tokens)
+    most = jnp.where(limits.reserve, heads.whole, context)
+    whole = blocks_of(most, limits.block_tokens)
+    blocks = jnp.where(limits.reserve, whole, blocks_of(done + chunk, limits.block_tokens))
     earlier = running_total(alive) - alive
     fits = (chunk > 0) & (replica.running + earlier < limits.max_batch)
-    fits &= running_total(jnp.where(alive, blocks, 0)) <= free
+    fits &= running_total(jnp.where(alive, whole, 0)) <= free
     stops = running_total(~(there & (dead | fits)))
     passes = stops == 0
     admitted, dropped = passes & alive, passes & dead
@@ -294,18 +308,21 @@ def scan(
 
     tokens = total(jnp.where(admitted, chunk, 0))
     wide = chunk.astype(jnp.int64)
-    pairs = jnp.where(admitted, wide * heads.facts[:, F_CACHED] + wide * (wide + 1) // 2, 0)
+    pairs = jnp.where(admitted, wide * done + wide * (wide + 1) // 2, 0)
     unused = jnp.where(dropped, heads.facts[:, F_MAX] - emitted, 0)
+    spared = done - heads.facts[:, F_CACHED]
+    settled = jnp.where(passes, spared + jnp.where(dead, left, 0), 0)
     gone = total(passes)
     replica = replica._replace(
         running=replica.running + total(admitted),
-        prefill_tokens=replica.prefill_tokens - total(jnp.where(dropped, left, 0)),
+        prefill_tokens=replica.prefill_tokens - total(settled),
         decode_tokens=replica.decode_tokens - total(unused),
         step_prefill=replica.step_prefill + tokens,
         admissions=replica.admissions + total(admitted),
         partial=jnp.max(jnp.where(split, slot + 1, replica.partial)),
         left=jnp.max(jnp.where(split, left - chunk, replica.left)),
         blocks=replica.blocks + total(jnp.where(admitted, blocks, 0)),
+        kept=jnp.where(passes[0], 0, replica.kept),
         head=replica.head + gone,
         waiting=replica.waiting - gone,
     )

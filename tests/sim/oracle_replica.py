@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sim.types import Cluster, Outcome
 
@@ -25,6 +25,8 @@ class Request:
     computing: int = 0  # tokens that the step under way adds
     decoding: bool = False
     blocks: int = 0  # held, under the scheduler of transformers
+    held: list[int] = field(default_factory=list)  # blocks by name, under that of vLLM
+    kept: int = 0  # of them were full when it was last preempted
     replica: int = -1
     outcome: int = Outcome.INSIDE
     left: int = -1
@@ -63,9 +65,12 @@ class Replica:
         self.block_tokens = int(cluster.block_tokens[number])
         self.capacity = int(cluster.kv_blocks[number])
         self.reserve = bool(cluster.reserve[number])
+        self.prefix_caching = bool(cluster.prefix_caching[number])
         self.waiting: list[Request] = []
         self.running: list[Request] = []  # in the order they were admitted
         self.admits = True  # transformers: false after a reset
+        self.free = list(range(self.capacity))  # vLLM: blocks that nobody holds, the next first
+        self.content: dict[int, tuple[Request, int]] = {}  # vLLM: whose n-th block it was
 
     def blocks(self, request: Request, more: int = 0) -> int:
         """Blocks of a running request once it has computed `more` tokens."""
@@ -92,11 +97,17 @@ class Replica:
     def leave(self, request: Request, outcome: Outcome, now: int) -> None:
         """Take a request out for good."""
         (self.running if request in self.running else self.waiting).remove(request)
+        self.release(request)
         request.outcome, request.left = outcome, now
 
     def evict(self, request: Request) -> None:
         """Take a request's slot and blocks; it has to be computed again."""
         self.running.remove(request)
+        if self.prefix_caching:
+            full = request.held[: request.computed // self.block_tokens]
+            self.content |= {block: (request, n) for n, block in enumerate(full)}
+            request.kept = len(full)
+        self.release(request)
         request.computed, request.decoding, request.blocks = request.cached, False, 0
         request.preemptions += 1
 
@@ -108,6 +119,32 @@ class Replica:
         self.seen[f"cancelled {'waiting' if request in self.waiting else state}"] += 1
         self.leave(request, Outcome.CANCELLED, now)
         return True
+
+    def release(self, request: Request) -> None:
+        """Free a request's blocks, the last of them first."""
+        self.free += reversed(request.held)
+        request.held = []
+
+    def hold(self, request: Request, more: int) -> None:
+        """Let a request hold the blocks it needs once it has computed `more` tokens."""
+        while len(request.held) < self.blocks(request, more):
+            block = self.free.pop(0)
+            self.content.pop(block, None)
+            request.held.append(block)
+
+    def find_again(self, request: Request) -> None:
+        """Let a waiting request hold those of its leading blocks that keep its content."""
+        mine = {n: b for b, (owner, n) in self.content.items() if owner is request}
+        while (n := len(request.held)) in mine:
+            self.free.remove(mine[n])
+            request.held.append(mine[n])
+        found = len(request.held)
+        request.computed = max(request.computed, found * self.block_tokens)
+        # whoever was preempted earlier has nothing left: what was free then has been taken
+        assert not {o.index for o, _ in self.content.values()} & {r.index for r in self.waiting[1:]}
+        self.seen["found all blocks again"] += 0 < found == request.kept
+        self.seen["found some blocks again"] += 0 < found < request.kept
+        self.seen["found no block again"] += found == 0 < request.kept
 
     def admit(self, request: Request) -> None:
         """Give a waiting request a slot."""
@@ -129,6 +166,8 @@ class Replica:
                 break
             self.preempt_last()
             preempted = True
+        for request in decodes:
+            self.hold(request, 1)
         step = [(request, 1) for request in decodes]
         budget = self.budget - len(decodes)
         for request in list(self.running):
@@ -141,6 +180,7 @@ class Replica:
                 preempted = True
                 self.seen["preempted prefilling"] += 1
             elif tokens:
+                self.hold(request, tokens)
                 step.append((request, tokens))
                 budget -= tokens
         for request in list(self.waiting):
@@ -148,15 +188,20 @@ class Replica:
                 break
             if self.cancelled(request, now):
                 continue
-            tokens = min(budget, request.rest())
-            if tokens == 0 or len(self.running) == self.max_batch:
+            if budget == 0 or len(self.running) == self.max_batch:
                 break
-            if self.used(step) + self.blocks(request, tokens) > self.capacity:
-                self.seen["queue blocked by the cache"] += 1
+            if self.used(step) + self.blocks(request, request.rest()) > self.capacity:
+                chunk = self.blocks(request, min(budget, request.rest()))
+                fits = self.used(step) + chunk <= self.capacity
+                self.seen["only a first chunk would fit" if fits else "no chunk would fit"] += 1
                 break
+            self.find_again(request)
             self.admit(request)
+            tokens = min(budget, request.rest())
+            self.hold(request, tokens)
             step.append((request, tokens))
             budget -= tokens
+        assert len(self.free) == self.capacity - self.used(step)
         return decodes, step[len(decodes) :]
 
     def preempt_last(self) -> None:

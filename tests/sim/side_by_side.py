@@ -93,6 +93,7 @@ def draw_case(placement: list[list[int]], stale: bool, seed: int, scheduler: Sch
         max_queue=rng.integers(1, 9, n, dtype=np.int32),
         token_budget=rng.integers(5, 13, n, dtype=np.int32),
         kv_blocks=(rng.integers(20, 60, n) // cluster.block_tokens + 1).astype(np.int32),
+        prefix_caching=rng.random(n) < 0.8,
     )
     count = int(rng.integers(1, REQUESTS + 1))
     output = rng.integers(1, 14, count)
@@ -162,14 +163,15 @@ def played(shape: str, stale: bool, scheduler: Scheduler) -> Played:
         for i, case in enumerate(half):
             state = jax.tree.map(lambda leaf, i=i: leaf[i], end)
             vector.append(to_result(case.workload, case.cluster, case.bounds, state))
-    simpy = [
-        reference.simulate(
-            c.cluster, c.workload, c.bounds, Any1(), seed=c.seed, horizon_s=c.horizon_s,
-            record_steps=True,
-        )
-        for c in cases
-    ]  # fmt: skip
-    return Played(cases, simpy, vector, run._cache_size())
+    return Played(cases, [in_reference(case) for case in cases], vector, run._cache_size())
+
+
+def in_reference(case: Case) -> Result:
+    """A case in the SimPy engine."""
+    return reference.simulate(
+        case.cluster, case.workload, case.bounds, Any1(), seed=case.seed, horizon_s=case.horizon_s,
+        record_steps=True,
+    )  # fmt: skip
 
 
 def check_equal(games: Played) -> None:
@@ -188,6 +190,11 @@ def events(games: Played) -> Counter[str]:
         outcomes = Counter(result.outcome.tolist())
         seen.update({Outcome(code).name: n for code, n in outcomes.items()})
         seen["preempted"] += int(result.preemptions.sum())
+        if result.preemptions.any():
+            never = np.zeros(case.cluster.n_replicas, bool)
+            lost = in_reference(replace(case, cluster=replace(case.cluster, prefix_caching=never)))
+            found = result.steps.prefill_tokens.sum() != lost.steps.prefill_tokens.sum()
+            seen["found blocks again"] += bool(found)
         steps = result.steps
         seen["split prompt"] += int(
             (steps.prefill_tokens == case.cluster.token_budget[steps.replica]).sum()

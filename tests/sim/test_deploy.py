@@ -105,12 +105,16 @@ def test_overrides_change_only_what_they_name() -> None:
         devices=1,
         max_queue=9,
         token_budget=300,
-        overrides={"opt-6.7b": {"max_batch": 8, "kv_rule": "reserve", "max_context": 1000}},
+        overrides={
+            "opt-1.3b": {"prefix_caching": False},
+            "opt-6.7b": {"max_batch": 8, "kv_rule": "reserve", "max_context": 1000},
+        },
     )
     assert cluster.max_batch.tolist() == [64, 64, 8]
     assert cluster.max_queue.tolist() == [9, 9, 9]
     assert cluster.token_budget.tolist() == [300, 300, 300]
     assert cluster.reserve.tolist() == [False, False, True]
+    assert cluster.prefix_caching.tolist() == [True, False, True]
     assert cluster.max_context.tolist() == [2048, 2048, 1000]
 
 

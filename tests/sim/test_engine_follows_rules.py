@@ -35,7 +35,9 @@ N_CASES = 1000
 
 # What must have happened somewhere in the cases: else agreement says nothing about it.
 SITUATIONS = (
-    "preempted", "preempted prefilling", "queue blocked by the cache", "split prompt",
+    "preempted", "preempted prefilling", "only a first chunk would fit", "no chunk would fit",
+    "found all blocks again", "found some blocks again", "found no block again",
+    "split prompt",
     "cancelled decoding", "cancelled prefilling", "cancelled waiting", "finished on its death",
     "refused full", "refused too long", "shed", "stale signals", "horizon with requests inside",
     "steps that end together", "arrivals together", "an arrival at the end of a step",
@@ -107,6 +109,8 @@ def draw_case(seed: int) -> Case:
     rng = np.random.default_rng(seed)
     workload = draw_workload(rng)
     cluster = draw_cluster(rng, workload)
+    if cluster.scheduler == "vllm" and rng.random() < 0.6:
+        workload, cluster = crowded(rng, workload, cluster)
     return Case(
         cluster=cluster,
         workload=workload,
@@ -176,7 +180,25 @@ def draw_cluster(rng: np.random.Generator, workload: Workload) -> Cluster:
         block_tokens=block_tokens,
         kv_blocks=(plenty * longest / block_tokens).astype(np.int32) + 1,
         reserve=reserve,
+        prefix_caching=rng.random(cluster.n_replicas) < 0.8,
         alive=rng.random(cluster.n_replicas) < 0.95,
+    )
+
+
+def crowded(
+    rng: np.random.Generator, workload: Workload, cluster: Cluster
+) -> tuple[Workload, Cluster]:
+    """Answers so long that a batch outgrows the cache, and those preempted wait for each other."""
+    count, each = len(workload), np.ones(cluster.n_replicas, np.int32)
+    output = rng.integers(5, 40, count).astype(np.int32)
+    longest = int((workload.prompt_tokens + output).max())
+    blocks = longest // cluster.block_tokens + 1
+    return replace(workload, output_tokens=output, max_tokens=output), replace(
+        cluster,
+        max_batch=10 * each,
+        max_context=longest * each,
+        token_budget=20 * each,
+        kv_blocks=(blocks * rng.choice([1.0, 1.5, 2.0, 3.0])).astype(np.int32),
     )
 
 

@@ -134,7 +134,7 @@ def test_devices_do_not_wait_for_each_other():
 
 
 def test_the_most_recently_admitted_is_preempted_and_computes_its_tokens_again():
-    cluster = make_cluster(kv_blocks=4, block_tokens=4)
+    cluster = make_cluster(kv_blocks=4, block_tokens=4, prefix_caching=False)
     # two prompts of 7 take 2 blocks each; the second decode step would need a fifth block
     workload = make_workload([0, 0], prompt=7, output=[6, 4], max_tokens=[6, 4])
     result = run(cluster, workload)
@@ -144,6 +144,32 @@ def test_the_most_recently_admitted_is_preempted_and_computes_its_tokens_again()
     assert seconds(result.leave_ticks) == [6, 8]
     assert seconds(result.first_token_ticks) == [1, 1]
     assert result.steps.prefill_tokens.tolist() == [14, 0, 0, 0, 0, 0, 9, 0]
+
+
+def test_with_prefix_caching_only_what_is_not_found_again_is_computed():
+    cluster = make_cluster(kv_blocks=4, block_tokens=4, step_s=[1.0], pair_s=[0.001])
+    workload = make_workload([0, 0], prompt=7, output=[6, 4], max_tokens=[6, 4])
+    result = run(cluster, workload)
+    # as above, but of the 2 blocks with 8 tokens the first request takes one, the last: 4 are left
+    assert result.steps.prefill_tokens.tolist() == [14, 0, 0, 0, 0, 0, 5, 0]
+    steps = result.steps.end_ticks - result.steps.start_ticks
+    assert seconds(steps)[6] == pytest.approx(1 + 0.001 * (5 * 4 + 15), abs=1e-9)
+
+
+def test_what_a_request_computed_is_not_found_by_another():
+    cluster = make_cluster(max_batch=1, block_tokens=4)
+    result = run(cluster, make_workload([0, 0], prompt=8))
+    assert result.steps.prefill_tokens.tolist() == [8, 8]
+
+
+def test_a_prompt_is_not_begun_before_all_of_it_fits():
+    cluster = make_cluster(kv_blocks=4, block_tokens=4, token_budget=6, max_batch=4)
+    workload = make_workload([0, 0], prompt=[5, 14], output=[3, 1], max_tokens=[3, 1])
+    result = run(cluster, workload)
+    # 2 blocks are free, enough for a chunk of 5, but the prompt takes 4: it waits for the first
+    assert result.preemptions.tolist() == [0, 0]
+    assert seconds(result.leave_ticks) == [3, 6]
+    assert result.steps.prefill_tokens.tolist() == [5, 0, 0, 6, 6, 2]
 
 
 def test_reserving_holds_everything_from_admission_and_never_preempts():

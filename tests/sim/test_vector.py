@@ -8,8 +8,8 @@ from sim.types import Outcome
 from tests.sim.side_by_side import SHAPES, check_equal, events, played
 
 WANTED = {o.name for o in Outcome} | {
-    "preempted", "split prompt", "ends together", "arrival at a step's end", "arrivals together",
-    "cancelled decoding", "cancelled waiting", "cancelled inside a leap",
+    "preempted", "found blocks again", "split prompt", "ends together", "arrival at a step's end",
+    "arrivals together", "cancelled decoding", "cancelled waiting", "cancelled inside a leap",
     "snapshot during a step", "snapshot inside a leap",
 }  # fmt: skip
 
