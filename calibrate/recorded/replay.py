@@ -134,6 +134,7 @@ def _play(run: RecordedRun, bundle: Bundle, capacity: Capacity) -> Result:
         token_budget=arguments.max_num_batched_tokens,
         block_tokens=capacity.block_tokens,
         kv_tokens=capacity.blocks * capacity.block_tokens,
+        prefix_caching=arguments.enable_prefix_caching is not False,
         memory_utilization=1.0,
         overhead_s=0.0,
         cancel_expired=False,

@@ -30,6 +30,7 @@ class EngineArguments(Record):
     kv_cache_dtype: str = "auto"
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     block_size: Count | None = None  # null: 16, vLLM's default
+    enable_prefix_caching: bool | None = None  # null: true, vLLM's default
 
 
 class KVCache(Record):

@@ -90,6 +90,17 @@ def test_a_full_cache_preempts_and_every_request_is_answered(folder):
     assert (result.emitted_tokens == 100).all()
 
 
+def test_without_prefix_caching_the_preempted_compute_all_their_tokens_again(folder):
+    put_requests(folder, [(0.0, 100, 100)] * 8)
+    change(folder / "meta.json", lambda meta: meta.update(kv_cache={"num_gpu_blocks": 61}))
+    computed = []
+    for caching in (None, True, False):
+        arguments = {"enable_prefix_caching": caching}
+        change(folder / "meta.json", lambda meta, a=arguments: meta["engine_kwargs"].update(a))
+        computed.append(predicted(folder).replay.result.steps.prefill_tokens.sum())
+    assert computed[0] == computed[1] < computed[2]
+
+
 def test_a_request_that_the_cache_cannot_hold_is_refused(folder):
     change(folder / "meta.json", lambda meta: meta.update(kv_cache={"num_gpu_blocks": 20}))
     with pytest.raises(ConfigError, match=r"requests\.jsonl: input_toks \+ output_toks = 340"):
