@@ -222,7 +222,8 @@ def _end_labels(
     for name, place in zip(names, places, strict=True):
         axes.annotate(
             name, (right, ends[name]), (1.02, place), textcoords=("axes fraction", "data"),
-            color=look[name][0], va="center", fontsize=11, fontweight="semibold", annotation_clip=False,
+            color=look[name][0], va="center", fontsize=11, fontweight="semibold",
+            annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": look[name][0], "linewidth": 0.7,
                         "alpha": 0.6, "shrinkA": 2, "shrinkB": 0, "relpos": (0.0, 0.5)},
         )  # fmt: skip

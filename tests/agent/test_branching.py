@@ -16,7 +16,7 @@ import pytest
 from jaxtyping import Int64
 
 from agent.architectures import Plans
-from agent.branching import Branching, BranchingSpec
+from agent.branching import FEW, Branching, BranchingSpec
 from agent.ground import Ground, to_pool
 from agent.learned import Learned
 from agent.reward import RewardSpec, reward
@@ -120,7 +120,7 @@ def rounds() -> list[Round]:
     """Rounds on the mixed workloads: with little noise and with much."""
     played = [
         play(pool_of(MIXED), jax.random.key(seed), weights(), jnp.float32(epsilon))
-        for seed, epsilon in ((0, 0.01), (1, 1.0))
+        for seed, epsilon in ((0, 0.01), (2, 1.0))
     ]
     assert play._cache_size() == 1
     return [jax.tree.map(np.asarray, one) for one in played]
@@ -250,6 +250,15 @@ def test_all_ways_of_a_moment_meet_the_same_requests():
             best = CLUSTER.quality.max(axis=0)[requests.task[cluster][come]].sum()
             assert met[cluster, number].tolist() == [come.sum()] * WAYS
             np.testing.assert_allclose(peak[cluster, number], best)
+
+
+def test_a_comparison_counts_by_the_requests_that_came_while_its_choices_were_forced():
+    for one in rounds():
+        requests, moments, *_ = one.planned
+        since = requests.arrival[:, None] - moments[..., None]
+        forced = np.sum((since >= 0) & (since < to_ticks(SPEC.forced_s)), axis=2)
+        assert forced.max() > 10
+        np.testing.assert_allclose(one.found.rows.weight, forced / (forced + FEW), rtol=1e-6)
 
 
 def test_choices_beyond_those_there_are_do_not_count():

@@ -135,9 +135,9 @@ WAYS = 4
 
 @dataclass(frozen=True)
 class Compared:
-    """Tries three of the choices in turn on a future that pays anything, and a fourth in vain.
+    """Tries three choices on a future that pays anything, and a fourth in vain.
 
-    Every other comparison is wrong and counts for nothing.
+    Half of the comparisons are wrong, and do not count.
     """
 
     def blank(self) -> Comparisons:
@@ -153,12 +153,12 @@ class Compared:
         choice = jax.random.randint(choice_key, (BATCH, WAYS), 0, 3, jnp.int32)
         future = 30 * jax.random.normal(future_key, (BATCH, 1), jnp.float32)
         there = jnp.arange(WAYS) < 3
-        outcome = jnp.where(there, jnp.asarray(WORTH)[state[:, None], choice] + future, jnp.inf)
-        counts = jnp.arange(BATCH) % 2
+        weight = jnp.arange(BATCH, dtype=jnp.float32) % 2
+        worth = jnp.asarray(WORTH)[state[:, None], choice] * (2 * weight - 1)[:, None]
+        outcome = jnp.where(there, worth + future, jnp.inf)
         rows = Comparisons(
             jax.nn.one_hot(state, STATES, dtype=jnp.float32), choice,
-            jnp.broadcast_to(there, choice.shape),
-            jnp.where(counts[:, None] == 1, outcome, -outcome), counts.astype(jnp.float32),
+            jnp.broadcast_to(there, choice.shape), outcome, weight,
         )  # fmt: skip
         return rows, jnp.ones(BATCH, bool), {"score": jnp.mean(future)}
 
