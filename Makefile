@@ -8,9 +8,8 @@ INSTALLED := $(VENV)/installed
 INSTALLED_TEST := $(VENV)/installed-$(EXTRAS)
 
 # A training that ends in about a minute on two cores.
-QUICK := resume=false pool=32 validation=16 assess_every=5 save_every=10 \
-	agent.dqn.iterations=10 agent.dqn.capacity=50_000 \
-	agent.practice.clusters=32 agent.practice.requests=2000
+QUICK := resume=false pool=32 validation=16 assess_every=3 save_every=6 \
+	agent.dqn.iterations=6 agent.practice.clusters=8 agent.practice.requests=2000
 
 OUT ?= outputs/gpu
 VECTOR_CLUSTERS ?= 1024,16384
@@ -40,7 +39,7 @@ gpu:  ## speed and training on a GPU, with the interpreter given: make gpu PYTHO
 	BENCH_JSON=$(OUT)/training.json \
 		timeout 540 $(PYTHON) -m pytest -q tests/benchmarks/test_training.py
 	timeout --signal=TERM 540 $(PYTHON) -m agent.train name=gpu output_dir=$(OUT)/train \
-		agent.practice.clusters=1024 agent.dqn.updates=2000 || test $$? -eq 124
+		agent.practice.clusters=256 agent.dqn.updates=2000 || test $$? -eq 124
 
 clean:  ## remove what these commands made, the environment included
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache \

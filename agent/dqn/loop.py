@@ -1,4 +1,4 @@
-"""The training loop of Double DQN: collect, remember, learn, again."""
+"""The training loop, of Double DQN or on comparisons: collect, remember, learn, again."""
 
 from dataclasses import dataclass
 from functools import partial

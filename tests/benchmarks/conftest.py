@@ -7,6 +7,7 @@ README.
 import json
 import os
 import platform
+import re
 from pathlib import Path
 
 # JAX runs one program on one core: as many CPU devices as cores, before it is imported.
@@ -25,8 +26,8 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     rows = {b.name.removeprefix("test_"): dict(b.extra_info) for b in session.benchmarks}
     for name, row in rows.items():  # in the same run, on the same machine
-        plain = rows.get(name.replace("vector_load", "load").replace("vector_network", "load"))
-        if name.startswith("vector_") and plain is not None and plain is not row:
+        plain = rows.get(re.sub("^vector_(load|network|shipped)", "load", name))
+        if plain is not None and plain is not row:
             row["x SimPy"] = round(row["requests/s"] / plain["requests/s"], 1)
     columns = list(dict.fromkeys(key for row in rows.values() for key in row))
     table = Table("benchmark", *columns, title="best of the rounds")

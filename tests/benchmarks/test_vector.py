@@ -1,9 +1,9 @@
 """How fast the JAX engine is, and how it grows: clusters side by side, devices, batch bounds.
 
-The default cluster and workload under a random policy, as for the SimPy engine, and with a
-network deciding (the paper's, with random weights); every cluster of a batch plays the same
-requests with other random bits. Compilation is left out. `VECTOR_CLUSTERS` names the batch sizes,
-for a GPU; as many JAX devices as divide a size take part.
+The default cluster and workload under a random policy, as for the SimPy engine, with a network
+deciding about each request (the paper's, with random weights), and under the router that ships;
+every cluster of a batch plays the same requests with other random bits. Compilation is left out.
+`VECTOR_CLUSTERS` names the batch sizes, for a GPU; as many JAX devices as divide a size take part.
 """
 
 import os
@@ -17,6 +17,7 @@ import pytest
 
 from agent.architectures import Paper
 from agent.baselines import Uniform
+from agent.checkpoint import Trained
 from agent.learned import Learned
 from sim.observation import idle
 from sim.policy import Policy
@@ -79,6 +80,11 @@ def test_vector_load(benchmark, load):
 @pytest.mark.parametrize("load", [0.5, 0.9, 1.5])
 def test_vector_network(benchmark, load):
     measure(benchmark, SIZES[-1], load, policy=network())
+
+
+@pytest.mark.parametrize("load", [0.5, 0.9, 1.5])
+def test_vector_shipped(benchmark, load):
+    measure(benchmark, SIZES[-1], load, policy=Trained("pkg://agent.checkpoints/default"))
 
 
 @pytest.mark.parametrize("clusters", SIZES)
