@@ -1,7 +1,7 @@
 """Deep Q-learning with two networks, apart from what it is applied to.
 
-An `Environment` collects transitions, or comparisons of choices; a `Loop` has the functions that learn from them, pure and
-jittable: its `train(key)` can be vmapped over seeds.
+An `Environment` collects transitions, or comparisons of choices; a `Loop` has the functions that
+learn from them, pure and jittable: its `train(key)` can be vmapped over seeds.
 """
 
 from agent.dqn.environment import Comparisons, Environment, Transitions
