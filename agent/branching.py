@@ -1,19 +1,20 @@
 """Branching: one moment under several choices, with the same requests to come.
 
-What a choice is worth drowns in the noise of arrivals, unless others meet the very same arrivals.
-Each round plays some workloads and stops at a number of moments; from each of them on copies of
-the cluster go different ways for a while, and what the requests of that time earn is compared.
-C workloads, N requests each, W moments in each of them, K ways to go on from each, L = C·W·K
-lanes, A choices.
+Rollouts with common random numbers from branch points, as in the vine procedure of Schulman et al.
+2015 (arXiv 1502.05477). What a choice is worth drowns in the noise of arrivals, unless others meet
+the very same arrivals. Each round plays some workloads and stops at a number of moments; from each
+of them on copies of the cluster go different ways for a while, and what the requests of that time
+earn is compared. C workloads, N requests each, W moments in each of them, K ways to go on from
+each, L = C·W·K lanes, A choices.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float32, Float64, Int, Int64
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agent.architectures.architecture import Params
 from agent.dqn.environment import Comparisons, Metrics
@@ -22,9 +23,8 @@ from agent.ground import Ground, Stretch
 from agent.reward import RewardSpec, reward
 from sim.config import Spec
 from sim.ticks import MAX_S, NEVER, to_ticks
-from sim.types import Cluster
 from sim.vector.engine import replicas_of_devices
-from sim.vector.simulate import engine_for, spread, traced_result
+from sim.vector.simulate import copies, engine_for, spread, traced_result
 from sim.vector.state import LEFT_AT, Requests, State
 
 CANDIDATES = 64  # moments that those of a round are taken from, in each workload
@@ -42,9 +42,15 @@ class BranchingSettings(Spec):
     stretch: Stretch  # of time, at random from the one to the other
     moments: int = Field(ge=1, le=CANDIDATES)  # in each of them
     branches: int = Field(ge=2)  # choices compared at each moment
-    forced_s: float = Field(ge=0, le=MAX_S)  # how long a compared choice is made again
+    forced_s: float = Field(gt=0, le=MAX_S)  # how long a compared choice is made again
     horizon_s: float = Field(gt=0, le=MAX_S)  # requests that arrive within it are counted
     stray: float = Field(ge=0, le=1)  # share of moments after which a random choice is forced
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.forced_s > self.horizon_s:
+            raise ValueError(f"forced_s must be ≤ horizon_s, {self.horizon_s:g}")
+        return self
 
 
 class BranchingSpec(BranchingSettings):
@@ -76,7 +82,7 @@ class _Outcome(NamedTuple):
     """What became of the requests of one lane."""
 
     outcome: Float32[Array, ""]  # their reward, per arrival while the choice was forced
-    forced: Int[Array, ""]  # such arrivals
+    arrivals: Int[Array, ""]  # while the choice was forced
     earned: Float64[Array, ""]  # by those that came after the moment
     peak: Float64[Array, ""]
     number: Int[Array, ""]
@@ -156,11 +162,11 @@ class Branching:
 
         def onward(states: State, part: tuple[Int64[Array, " C"], Order]) -> tuple[State, State]:
             until, order = part
-            states = engine.play(_copies(ground.cluster, count), requests, table, states, until)
+            states = engine.play(copies(ground.cluster, count), requests, table, states, until)
             states = replace(states, stopped=jnp.zeros_like(states.stopped))
             return replace(states, policy=jax.vmap(ordered)(states.policy, order)), states
 
-        start = jax.vmap(engine.start)(_copies(ground.cluster, count), requests)
+        start = jax.vmap(engine.start)(copies(ground.cluster, count), requests)
         _, reached = jax.lax.scan(onward, start, _swapped((moments, strays)))
 
         def to_lanes(leaf: Array) -> Array:  # [C, W, ...] to [L, ...]
@@ -179,7 +185,7 @@ class Branching:
         rank = jnp.arange(lanes, dtype=jnp.int32) % spec.branches
         states = replace(states, policy=jax.vmap(ordered)(states.policy, Order(rank, noise)))
         ends = engine.play(
-            _copies(ground.cluster, lanes), future, table, states, jnp.full(lanes, NEVER)
+            copies(ground.cluster, lanes), future, table, states, jnp.full(lanes, NEVER)
         )
         inside = states.record[:, :, LEFT_AT] < 0
         found = jax.vmap(self._outcome)(future, ends, inside, since)
@@ -189,10 +195,10 @@ class Branching:
 
         course: Course = jax.tree.map(to_moments, ends.policy)
         features = jax.tree.map(lambda leaf: leaf[:, :, 0], course.features)
-        forced = to_moments(found.forced)[:, :, 0].astype(jnp.float32)
+        arrivals = to_moments(found.arrivals)[:, :, 0].astype(jnp.float32)
         rows = Comparisons(
-            features, course.forced, course.possible, to_moments(found.outcome),
-            forced / (forced + FEW),
+            features, course.choice, course.possible, to_moments(found.outcome),
+            arrivals / (arrivals + FEW),
         )  # fmt: skip
         there = jnp.sum(course.possible, axis=-1) > 1
         return _Found(rows, there, found.earned, found.peak, found.number)
@@ -205,23 +211,15 @@ class Branching:
         earned, best = self.ground.earned(requests, result)
         there = inside & (jnp.arange(len(inside)) < requests.count)
         new = there & (requests.arrival >= since)
-        forced = jnp.sum(new & (requests.arrival < since + to_ticks(self.spec.forced_s)))
+        arrivals = jnp.sum(new & (requests.arrival < since + to_ticks(self.spec.forced_s)))
         total = jnp.sum(jnp.where(there, reward(self.spec.reward, earned, best), 0.0))
         return _Outcome(
-            outcome=(total / jnp.maximum(forced, 1)).astype(jnp.float32),
-            forced=forced,
+            outcome=(total / jnp.maximum(arrivals, 1)).astype(jnp.float32),
+            arrivals=arrivals,
             earned=jnp.sum(earned * new),
             peak=jnp.sum(best * new),
             number=jnp.sum(new),
         )
-
-
-def _copies(cluster: Cluster, count: int) -> Cluster:
-    """A batch of the same cluster."""
-    copies: Cluster = jax.tree.map(
-        lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (count, *jnp.shape(leaf))), cluster
-    )
-    return copies
 
 
 def _swapped(tree: Tree) -> Tree:

@@ -26,7 +26,7 @@ class Course(NamedTuple):
     held: Held
     order: Order
     forced_from: Int64[Array, ""]  # the tick when the order was carried out; NEVER before
-    forced: Int32[Array, ""]  # the choice it came to
+    choice: Int32[Array, ""]  # the choice it came to
     possible: Bool[Array, ""]  # whether there were choices enough for that rank
     features: Features  # what it was made on
 
@@ -70,13 +70,13 @@ class Forced(Holder[Course]):
         """As the router, unless there is an order."""
         router, now = self._router, observation.now_ticks
         features, allowed = router.look(state.held, observation)
-        ordered = state.order.rank >= 0
-        begins = ordered & (state.forced_from == NEVER)
+        has_order = state.order.rank >= 0
+        begins = has_order & (state.forced_from == NEVER)
         forced_from = jnp.where(begins, now, state.forced_from)
         noisy = router.values(features) + state.order.noise
         ranked = jnp.argsort(jnp.where(allowed, -noisy, jnp.inf))
-        forced = jnp.where(begins, ranked[state.order.rank], state.forced).astype(jnp.int32)
-        goes_on = ordered & ~begins & (now < forced_from + self._forced_ticks) & allowed[forced]
+        forced = jnp.where(begins, ranked[state.order.rank], state.choice).astype(jnp.int32)
+        goes_on = has_order & ~begins & (now < forced_from + self._forced_ticks) & allowed[forced]
         best = router.best(state.held, features, allowed, observation)
         choice = jnp.where(begins | goes_on, forced, best)
         held = router.hold(observation, choice)
@@ -85,7 +85,7 @@ class Forced(Holder[Course]):
             held=held,
             order=state.order,
             forced_from=forced_from,
-            forced=forced,
+            choice=forced,
             possible=jnp.where(begins, enough, state.possible),
             features=jax.tree.map(
                 lambda new, old: jnp.where(begins, new, old), features, state.features

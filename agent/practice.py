@@ -30,7 +30,7 @@ from sim.vector.state import LEFT_AT, Requests, State
 class PracticeSettings(Spec):
     """How a router practises."""
 
-    kind: Literal["play"] = "play"
+    kind: Literal["play"]
     clusters: int = Field(ge=1)  # played side by side in a round
     requests: int = Field(ge=1)  # in each
     decisions: int = Field(ge=2)  # noted in each

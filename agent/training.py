@@ -13,7 +13,7 @@ from agent.dqn.environment import Environment, Metrics
 from agent.ground import Ground, to_pool
 from agent.practice import Practice, PracticeSettings, PracticeSpec
 from agent.reward import RewardSpec
-from sim.config import Spec
+from sim.config import ConfigError, Spec
 from sim.deploy import ClusterSpec, build_cluster
 from sim.profile import load_bundle
 from sim.tasks import TasksSpec
@@ -77,13 +77,25 @@ def train(key: Array, config: TrainSpec) -> tuple[Learner, Metrics]:
 
 
 def make_loop(ground: Ground, spec: TrainSpec) -> Loop:
-    """The learner of a training."""
-    network = ground.architecture.network(ground.cluster.models)
-    settings = dict(spec.agent.practice) | {"reward": spec.reward}
+    """The learner of a training.
+
+    Raises:
+        ConfigError: if more choices are to be compared than there are, or for less time than a
+            choice is held.
+    """
+    architecture, practice = ground.architecture, spec.agent.practice
+    network = architecture.network(ground.cluster.models)
+    settings = dict(practice) | {"reward": spec.reward}
     environment: Environment
-    if spec.agent.practice.kind == "play":
+    if practice.kind == "play":
         environment = Practice(ground, PracticeSpec(**settings))
     else:
+        if practice.branches > ground.n_choices:
+            allowed = f"at most the {ground.n_choices} choices that there are"
+            raise ConfigError("agent.practice.branches", practice.branches, allowed)
+        if practice.forced_s < architecture.hold_s:
+            allowed = f"at least as long as a choice is held, {architecture.hold_s:g}"
+            raise ConfigError("agent.practice.forced_s", practice.forced_s, allowed)
         environment = Branching(ground, BranchingSpec(**settings))
     return Loop(environment, network, spec.agent.dqn)
 

@@ -20,7 +20,7 @@ class Architecture(Protocol):
     """A learned router but for its weights. A choices."""
 
     name: str
-    schema: int  # raised with every change of the features: trained weights are tied to it
+    schema: int  # raised with every change of features or of what a choice does: ties weights
     hold_s: float  # how long a choice is held; 0: for one request
     hysteresis: float  # in value, by which another choice has to be better than the one in force
 

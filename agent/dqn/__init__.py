@@ -1,4 +1,4 @@
-"""Deep Q-learning with two networks, apart from what it is applied to.
+"""Learning what choices are worth, apart from what it is applied to.
 
 An `Environment` collects transitions, or comparisons of choices; a `Loop` has the functions that
 learn from them, pure and jittable: its `train(key)` can be vmapped over seeds.

@@ -37,7 +37,7 @@ class Environment(Protocol):
     """A decision problem that can be played as often as needed."""
 
     def blank(self) -> Experience:
-        """One of zeros, without the leading axis: shapes and types."""
+        """One row of zeros, without the leading axis: shapes and types."""
 
     def collect(
         self, key: Array, params: Params, epsilon: Float32[Array, ""]

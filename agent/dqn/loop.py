@@ -26,12 +26,16 @@ from sim.config import Spec
 
 
 class DqnSpec(Spec):
-    """Settings of the learner; the method is that of arXiv 1509.06461 with a moving average."""
+    """Settings of the learner.
+
+    The method is that of arXiv 1509.06461 with a moving average for transitions, and regression on
+    differences for comparisons, which need no target network.
+    """
 
     iterations: int = Field(ge=1)  # of collecting and learning
     updates: int = Field(ge=1)  # gradient steps in each
     batch_size: int = Field(ge=1)
-    capacity: int = Field(ge=1)  # transitions remembered
+    capacity: int = Field(ge=1)  # rows of experience remembered
     learning_rate: float = Field(gt=0)  # at the start; falls to a tenth along a cosine
     gradient_norm: float = Field(gt=0)  # beyond it gradients are clipped
     huber: float = Field(default=1.0, gt=0)  # error from which on its loss grows linearly

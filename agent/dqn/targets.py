@@ -1,6 +1,7 @@
-"""The error that Q-learning makes small.
+"""The errors that learning makes small.
 
-Of one transition; the caller vmaps. Time suffixes as in rlax: `tm1` is the decision, `t` the next.
+Of one transition, or one comparison; the caller vmaps. Time suffixes as in rlax: `tm1` is the
+decision, `t` the next.
 """
 
 import jax.numpy as jnp
@@ -31,7 +32,10 @@ def comparison_errors(
     there: Bool[Array, " K"],
     outcome: Float32[Array, " K"],
 ) -> Float32[Array, " K"]:
-    """Errors of values of choices that were compared, both less their mean; 0 where not there."""
+    """Errors of values of choices that were compared, both less their mean; 0 where not there.
+
+    Only differences are learned: what the future holds for all choices alike is taken out.
+    """
     count = jnp.maximum(jnp.sum(there), 1)
     error = outcome - q[choice]
     mean = jnp.sum(jnp.where(there, error, 0.0)) / count

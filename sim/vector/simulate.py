@@ -123,6 +123,14 @@ def simulate(
     return to_result(workload, cluster, bounds, end_state)
 
 
+def copies(cluster: Cluster, count: int) -> Cluster:
+    """A batch of the same cluster."""
+    batch: Cluster = jax.tree.map(
+        lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (count, *jnp.shape(leaf))), cluster
+    )
+    return batch
+
+
 def play(
     cluster: Cluster, build: Callable[[Weights], Policy], weights: Weights, requests: Requests
 ) -> State:
@@ -138,9 +146,7 @@ def play(
 
     def part(weights: Weights, requests: Requests) -> State:
         engine, count = engine_for(cluster, build(weights)), requests.arrival.shape[0]
-        clusters = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(jnp.asarray(leaf), (count, *jnp.shape(leaf))), cluster
-        )
+        clusters = copies(cluster, count)
         states = jax.vmap(engine.start)(clusters, requests)
         return engine.play(clusters, requests, table, states, jnp.full(count, NEVER))
 

@@ -106,7 +106,7 @@ def test_an_order_is_carried_out_at_the_next_request_though_no_choice_is_due():
 )
 def test_a_rank_counts_from_the_best_of_the_allowed_noise_included(rank, noise, allowed, choice):
     action, course = ask(order(begun(), rank, noise), 0.125, allowed=allowed)
-    assert (action, int(course.forced), bool(course.possible)) == (choice, choice, True)
+    assert (action, int(course.choice), bool(course.possible)) == (choice, choice, True)
 
 
 @pytest.mark.parametrize(("rank", "allowed"), [(2, (0, 3)), (1, (1,)), (0, ()), (9, ALL)])
@@ -142,7 +142,7 @@ def test_what_is_ordered_is_not_made_again_where_it_is_not_allowed():
 def test_another_order_takes_the_place_of_the_one_before_at_once():
     _, course = ask(order(begun(), 3), 0.25)
     action, course = ask(order(course, 2), 0.3)
-    assert (action, int(course.forced)) == (0, 0)
+    assert (action, int(course.choice)) == (0, 0)
     action, course = ask(order(course, -1), 0.4)
     assert action == 0  # held
     assert not course.possible

@@ -45,6 +45,7 @@ PLANS = Plans(
     [{"shares": s, "cap": 5} for s in ([0, 1], [1, 1], [1, 0])], hold_s=HOLD_S, widths=[8]
 )
 SPEC = PracticeSpec(
+    kind="play",
     clusters=CLUSTERS, requests=REQUESTS, decisions=REQUESTS, stretch=(1.0, 1.0),
     explore_per="decision", credit=CreditSpec(paid="own", per="decision"),
     reward=RewardSpec(kind="utility", miss_penalty=-0.25), discount=0.9, steps=1,

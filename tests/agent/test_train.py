@@ -328,3 +328,22 @@ def test_a_workload_of_one_draw_alone_is_refused():
     config = compose("train", overrides=["name=x", "workload=saved", "workload.path=x"])
     with pytest.raises(ConfigError, match=r"workload.kind must be synthetic or trace"):
         check(TrainSpec, OmegaConf.to_container(config, resolve=True), "")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (["agent.practice.branches=3"], "agent.practice.branches", 3),
+        (["agent.practice.forced_s=0.01"], "agent.practice.forced_s", 0.01),
+        (["agent.practice.forced_s=9", "agent.practice.horizon_s=8"], "agent.practice", None),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(overrides, key, value):
+    def make() -> None:
+        spec = make_spec(*overrides)
+        make_loop(make_ground(spec), spec)
+
+    with pytest.raises(ConfigError) as refused:
+        make()
+    assert key in str(refused.value)
+    assert value is None or repr(value) in str(refused.value)
