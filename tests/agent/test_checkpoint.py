@@ -66,6 +66,7 @@ def make_checkpoint(seed: int = 0, **changes: object) -> Checkpoint:
         "iteration": 5, "iterations": 10, "performance": 0.75,
         "bands": [Band(low_rps=1.0, high_rps=20.0, workloads=3, performance=0.75)],
         "training": {
+            "agent": {"practice": {"kind": "play"}},
             "cluster": {"devices": 1}, "workload": {"kind": "synthetic"},
             "utility": {"kind": "hard"}, "reward": {"kind": "regret"},
         },
