@@ -63,18 +63,19 @@ class _Device:
     def __init__(self, env: Environment, replicas: list[Replica]) -> None:
         self.env = env
         self.replicas = replicas
-        self.next_turn = 0  # position of the replica to try first
+        self.last: int | None = None  # position of the replica that was served last
         self.idle: Event | None = None  # what a device without work waits for
 
     def form_step(self) -> Step | None:
         """The first step, in cyclic order, that is not empty."""
         count, now = len(self.replicas), int(self.env.now)
-        for position in range(self.next_turn, self.next_turn + count):
-            replica = self.replicas[position % count]
+        first = 0 if self.last is None else self.last + 1
+        for position in (turn % count for turn in range(first, first + count)):
+            replica = self.replicas[position]
             if replica.has_work():
-                step = replica.form_step(now)
+                step = replica.form_step(now, switches=self.last not in (None, position))
                 if step is not None:
-                    self.next_turn = (position + 1) % count
+                    self.last = position
                     return step
         return None
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from sim.config import ConfigError, Spec
 from sim.profile import Bundle, StepTicks, quality_matrix, quantise
 from sim.ticks import MAX_S, to_ticks
-from sim.types import Cluster, Scheduler
+from sim.types import PAIR_SHIFT, Cluster, Scheduler
 
 INT64_MAX = 2**63 - 1
 
@@ -84,6 +84,9 @@ def build_cluster(
     def column(name: str) -> np.ndarray:
         return np.array([getattr(replica.settings, name) for replica in replicas], np.int32)
 
+    def coefficient(name: str) -> np.ndarray:
+        return np.array([getattr(step, name) for step in steps], np.int64)
+
     return Cluster(
         models=spec.models,
         tasks=tasks,
@@ -99,10 +102,14 @@ def build_cluster(
         reserve=np.array([r.settings.kv_rule == "reserve" for r in replicas]),
         prefix_caching=np.array([r.settings.prefix_caching for r in replicas]),
         alive=np.ones(len(replicas), bool),
-        host_ticks=np.array([step.host_ticks for step in steps], np.int64),
+        host_ticks=coefficient("host_ticks"),
         tokens_ticks=np.stack([step.tokens_ticks for step in steps]),
-        pair_ticks_scaled=np.array([step.pair_ticks_scaled for step in steps], np.int64),
-        kv_token_ticks=np.array([step.kv_token_ticks for step in steps], np.int64),
+        pair_ticks_scaled=coefficient("pair_ticks_scaled"),
+        kv_token_ticks=coefficient("kv_token_ticks"),
+        sequence_ticks=coefficient("sequence_ticks"),
+        prompt_ticks=coefficient("prompt_ticks"),
+        prompt_kv_token_ticks=coefficient("prompt_kv_token_ticks"),
+        switch_ticks=coefficient("switch_ticks"),
         quality=quality_matrix(bundle, spec.models, tasks),
         overhead_ticks=to_ticks(spec.overhead_s),
         signal_period_ticks=to_ticks(spec.signal_period_s),
@@ -231,11 +238,22 @@ def _step_ticks(
     """A model's step time in ticks, none of whose steps overflows 64 bits."""
     profile = bundle.models[model]
     step = quantise(profile.step_time, max_tokens, f"{spec.profile}/{model}: step_time")
-    pairs = settings.token_budget * (settings.max_context or profile.max_context)
-    if step.pair_ticks_scaled * pairs > INT64_MAX:
+    context = settings.max_context or profile.max_context
+    pairs = step.pair_ticks_scaled * settings.token_budget * context
+    if pairs > INT64_MAX:
         raise ConfigError(
             f"cluster.token_budget of {model}",
             settings.token_budget,
             f"a step of so many tokens overflows 64 bits with pair_s = {profile.step_time.pair_s}",
+        )
+    per_kv_token = step.kv_token_ticks + step.prompt_kv_token_ticks
+    of_each = step.sequence_ticks + per_kv_token * context
+    fixed = step.host_ticks + int(step.tokens_ticks[-1]) + step.prompt_ticks + step.switch_ticks
+    if fixed + of_each * settings.max_batch + (pairs >> PAIR_SHIFT) > INT64_MAX:
+        raise ConfigError(
+            f"cluster.max_batch of {model}",
+            settings.max_batch,
+            f"a step of so many requests of {context} tokens overflows 64 bits with the profile's "
+            f"step_time",
         )
     return step

@@ -184,10 +184,11 @@ def alone_result(cluster: Cluster, workload: Workload, bounds: Bounds, replica: 
     """The run in which each request has one replica to itself, in closed form.
 
     A prompt takes chunks of the token budget; the decode step that starts with e tokens emitted
-    reads prompt + e tokens of KV (rule 12).
+    reads prompt + e tokens of KV (rule 12). Nothing else is served, so that no step is a switch.
     """
     model, budget = int(cluster.replica_model[replica]), int(cluster.token_budget[replica])
-    host, kv = int(cluster.host_ticks[model]), int(cluster.kv_token_ticks[model])
+    kv, prompt_ticks = int(cluster.kv_token_ticks[model]), int(cluster.prompt_ticks[model])
+    host = int(cluster.host_ticks[model]) + int(cluster.sequence_ticks[model])
     tokens_ticks = cluster.tokens_ticks[model]
     prompt = workload.prompt_tokens.astype(np.int64)
     later = workload.output_tokens.astype(np.int64) - 1
@@ -198,7 +199,7 @@ def alone_result(cluster: Cluster, workload: Workload, bounds: Bounds, replica: 
         chunk = np.minimum(budget, prompt - done)
         pairs = chunk * done + chunk * (chunk + 1) // 2
         pair_ticks = (cluster.pair_ticks_scaled[model] * pairs) >> PAIR_SHIFT
-        step = np.maximum(host + tokens_ticks[chunk] + pair_ticks, 1)
+        step = np.maximum(host + tokens_ticks[chunk] + pair_ticks + prompt_ticks, 1)
         prefill += np.where(left, step, 0)
         done = np.where(left, done + chunk, done)
 

@@ -115,7 +115,7 @@ class Observation:
         on its device that has work: they take turns.
         """
         xp, cluster = self.xp, self.cluster
-        own = self._step_ticks(
+        own = self._decode_ticks(
             xp.minimum(self.decoding + 1, cluster.max_batch), self.kv_tokens + self.prompt_tokens
         )
         return own + self._others_ticks
@@ -134,8 +134,8 @@ class Observation:
         chunk = xp.maximum(cluster.token_budget - self.decoding, 1)
         ahead = self.prefill_tokens + self.prompt_tokens
         full_steps, rest = (ahead - 1) // chunk, (ahead - 1) % chunk + 1
-        full = self._step_ticks(self.decoding + chunk, self.kv_tokens) + self._others_ticks
-        last = self._step_ticks(self.decoding + rest, self.kv_tokens) + self._others_ticks
+        full = self._prefill_ticks(chunk) + self._others_ticks
+        last = self._prefill_ticks(rest) + self._others_ticks
         pairs = self.prompt_tokens * (self.prompt_tokens + 1) // 2
         pair_ticks = (cluster.pair_ticks_scaled[cluster.replica_model] * pairs) >> PAIR_SHIFT
         return slot_rounds * self.predicted_round_ticks + full_steps * full + last + pair_ticks
@@ -149,8 +149,8 @@ class Observation:
     @cached_property
     def predicted_service_ticks(self) -> Int[Array, " R"]:
         """Predicted time on each replica from its first prompt token to its last, no waiting."""
-        prefill = self._step_ticks(self.decoding + self.prompt_tokens, self.kv_tokens)
         later_tokens = self.expected_output_tokens - 1
+        prefill = self._prefill_ticks(self.prompt_tokens)
         return prefill + self._others_ticks + later_tokens * self.predicted_round_ticks
 
     @cached_property
@@ -164,9 +164,11 @@ class Observation:
         output = self.expected_output_tokens
         in_cache = cluster.kv_blocks * cluster.block_tokens // (self.prompt_tokens + output)
         batch = xp.minimum(xp.maximum(in_cache, 1), cluster.max_batch)
-        decode = self._step_ticks(batch, batch * (self.prompt_tokens + output // 2))
-        prefill = self._step_ticks(cluster.token_budget, 0 * cluster.token_budget)
-        ticks = output * decode / batch + self.prompt_tokens * prefill / cluster.token_budget
+        model, budget = cluster.replica_model, cluster.token_budget
+        decode = self._decode_ticks(batch, batch * (self.prompt_tokens + output // 2))
+        prefill = cluster.host_ticks[model] + cluster.tokens_ticks[model, budget]
+        prefill = prefill + cluster.sequence_ticks[model] + cluster.prompt_ticks[model]
+        ticks = output * decode / batch + self.prompt_tokens * prefill / budget
         return TICKS_PER_S / ticks
 
     @cached_property
@@ -178,18 +180,42 @@ class Observation:
 
     @cached_property
     def _others_ticks(self) -> Int[Array, " R"]:
-        """One decode step of each other replica with work on the same device."""
-        step = self._step_ticks(self.decoding, self.kv_tokens) * (self.inside > 0)
-        return self.cluster.same_device @ step - step
+        """One decode step of each other replica with work on the same device.
 
-    def _step_ticks(self, tokens: Int[Array, " R"], kv_tokens: Int[Array, " R"]) -> Array:
-        """Duration of a step of each replica, without attention among new tokens (rule 12)."""
+        And where there is one, the switches of a round, to them and back.
+        """
+        cluster = self.cluster
+        switch = cluster.switch_ticks[cluster.replica_model]
+        step = self._decode_ticks(self.decoding, self.kv_tokens) + switch
+        step = step * (self.inside > 0)
+        others = cluster.same_device @ step - step
+        return others + switch * (others > 0)
+
+    def _decode_ticks(self, decoding: Int[Array, " R"], kv_tokens: Int[Array, " R"]) -> Array:
+        """Duration of a step of each replica in which only so many decode (rule 12)."""
         cluster, model = self.cluster, self.cluster.replica_model
         most = cluster.tokens_ticks.shape[1] - 1
         return (
             cluster.host_ticks[model]
-            + cluster.tokens_ticks[model, self.xp.minimum(tokens, most)]
+            + cluster.tokens_ticks[model, self.xp.minimum(decoding, most)]
+            + cluster.sequence_ticks[model] * decoding
             + cluster.kv_token_ticks[model] * kv_tokens
+        )
+
+    def _prefill_ticks(self, chunk: Int[Array, " R"]) -> Array:
+        """Duration of a step of each replica with a chunk beside those that decode now.
+
+        Without attention among new tokens (rule 12).
+        """
+        cluster, model = self.cluster, self.cluster.replica_model
+        most = cluster.tokens_ticks.shape[1] - 1
+        per_kv_token = cluster.kv_token_ticks[model] + cluster.prompt_kv_token_ticks[model]
+        return (
+            cluster.host_ticks[model]
+            + cluster.tokens_ticks[model, self.xp.minimum(self.decoding + chunk, most)]
+            + cluster.sequence_ticks[model] * (self.decoding + 1)
+            + per_kv_token * self.kv_tokens
+            + cluster.prompt_ticks[model]
         )
 
 

@@ -34,15 +34,21 @@ Document = dict[str, JsonValue]
 
 
 class StepTime(Spec):
-    """Seconds of a step: `host_s + tokens_s(tokens) + pair_s·pairs + kv_token_s·kv_tokens`.
+    """Seconds of a step by its counts, those of rule 12 of `docs/simulation.md`.
 
-    The counts are those of rule 12 of `docs/simulation.md`; `tokens_s` is linear between its knots.
+    `host_s + tokens_s(tokens) + sequence_s·sequences + pair_s·pairs + kv_token_s·kv_tokens`, where
+    `tokens_s` is linear between its knots; and `prompt_s + prompt_kv_token_s·kv_tokens` if it
+    computes prompt tokens; and `switch_s` if the device's last step was another replica's.
     """
 
     host_s: Seconds
     tokens_s: tuple[tuple[int, Seconds], ...] = Field(min_length=2)  # (tokens, seconds)
     pair_s: Seconds
     kv_token_s: Seconds
+    sequence_s: Seconds = 0.0
+    prompt_s: Seconds = 0.0
+    prompt_kv_token_s: Seconds = 0.0
+    switch_s: Seconds = 0.0
 
     @model_validator(mode="after")
     def _monotone(self) -> Self:
@@ -115,18 +121,26 @@ class Bundle:
         return {
             "meta.json": self.meta.model_dump(mode="json"),
             "quality.json": {t: q.model_dump(mode="json") for t, q in self.quality.items()},
-            **{_model_file(m): p.model_dump(mode="json") for m, p in self.models.items()},
+            # a coefficient of zero is left out: it changes nothing, nor does it the hash
+            **{
+                _model_file(m): p.model_dump(mode="json", exclude_defaults=True)
+                for m, p in self.models.items()
+            },
         }
 
 
 @dataclass(frozen=True, eq=False)
 class StepTicks:
-    """A `StepTime` on the grid of ticks: host, tokens and KV in ticks, pairs in 2⁻²⁰ ticks."""
+    """A `StepTime` on the grid of ticks: pairs in 2⁻²⁰ ticks, everything else in ticks."""
 
     host_ticks: int
     tokens_ticks: Int64[np.ndarray, " G"]  # per token count 0 … G−1
     pair_ticks_scaled: int
     kv_token_ticks: int
+    sequence_ticks: int
+    prompt_ticks: int
+    prompt_kv_token_ticks: int
+    switch_ticks: int
     rounding_errors: Mapping[str, float]  # relative, per coefficient; the largest for tokens_s
 
 
@@ -181,13 +195,21 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
             file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
-def step_seconds(step_time: StepTime, tokens: int, pairs: int, kv_tokens: int) -> float:
-    """Seconds of a step in floating point: what its ticks approximate (rule 12)."""
+def step_seconds(
+    step_time: StepTime, tokens: int, sequences: int, pairs: int, kv_tokens: int,
+    switches: bool = False,
+) -> float:  # fmt: skip
+    """Seconds of a step in floating point: what its ticks approximate (rule 12).
+
+    A step computes prompt tokens if it has attention pairs.
+    """
     at, seconds = zip(*step_time.tokens_s, strict=True)
-    per_tokens = float(np.interp(tokens, at, seconds))
-    return (
-        step_time.host_s + per_tokens + step_time.pair_s * pairs + step_time.kv_token_s * kv_tokens
-    )
+    total = step_time.host_s + float(np.interp(tokens, at, seconds))
+    total += step_time.sequence_s * sequences
+    total += step_time.pair_s * pairs + step_time.kv_token_s * kv_tokens
+    if pairs:
+        total += step_time.prompt_s + step_time.prompt_kv_token_s * kv_tokens
+    return total + step_time.switch_s * switches
 
 
 def quantise(step_time: StepTime, max_tokens: int, key: str) -> StepTicks:
@@ -203,10 +225,11 @@ def quantise(step_time: StepTime, max_tokens: int, key: str) -> StepTicks:
         )
     exact = np.interp(np.arange(max_tokens + 1), at, seconds) * TICKS_PER_S
     scalars = {
-        "host_s": step_time.host_s * TICKS_PER_S,
-        "pair_s": step_time.pair_s * TICKS_PER_S * 2**PAIR_SHIFT,
-        "kv_token_s": step_time.kv_token_s * TICKS_PER_S,
-    }
+        name: getattr(step_time, name) * TICKS_PER_S
+        for name in ("host_s", "kv_token_s", "sequence_s", "prompt_s", "prompt_kv_token_s",
+                     "switch_s")
+    }  # fmt: skip
+    scalars["pair_s"] = step_time.pair_s * TICKS_PER_S * 2**PAIR_SHIFT
     ticks = {name: round(value) for name, value in scalars.items()}
     tokens_ticks = np.rint(exact).astype(np.int64)
     errors = {name: _relative_error(ticks[name], value) for name, value in scalars.items()}
@@ -224,6 +247,10 @@ def quantise(step_time: StepTime, max_tokens: int, key: str) -> StepTicks:
         tokens_ticks=tokens_ticks,
         pair_ticks_scaled=ticks["pair_s"],
         kv_token_ticks=ticks["kv_token_s"],
+        sequence_ticks=ticks["sequence_s"],
+        prompt_ticks=ticks["prompt_s"],
+        prompt_kv_token_ticks=ticks["prompt_kv_token_s"],
+        switch_ticks=ticks["switch_s"],
         rounding_errors=errors,
     )
 

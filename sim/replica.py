@@ -84,6 +84,10 @@ class Replica(ABC):
         self._tokens_ticks: list[int] = cluster.tokens_ticks[model].tolist()
         self._pair_ticks_scaled = int(cluster.pair_ticks_scaled[model])
         self._kv_token_ticks = int(cluster.kv_token_ticks[model])
+        self._sequence_ticks = int(cluster.sequence_ticks[model])
+        self._prompt_ticks = int(cluster.prompt_ticks[model])
+        self._prompt_kv_token_ticks = int(cluster.prompt_kv_token_ticks[model])
+        self._switch_ticks = int(cluster.switch_ticks[model])
         self._hard = hard
         self._leave = leave
 
@@ -97,8 +101,11 @@ class Replica(ABC):
         self.decode_tokens = 0
 
     @abstractmethod
-    def form_step(self, now: int) -> Step | None:
-        """Choose what the next step computes, or None if there is nothing to do."""
+    def form_step(self, now: int, switches: bool) -> Step | None:
+        """Choose what the next step computes, or None if there is nothing to do.
+
+        `switches` says whether the last step of the device was another replica's.
+        """
 
     @abstractmethod
     def end_step(self, step: Step, now: int) -> None:
@@ -162,7 +169,9 @@ class Replica(ABC):
         worthless = now > request.first_death if self._hard else now >= request.first_death
         request.death = min(now, request.last_death) if worthless else request.last_death
 
-    def _step(self, decodes: int, kv_tokens: int, chunks: list[tuple[Request, int]]) -> Step:
+    def _step(
+        self, decodes: int, kv_tokens: int, chunks: list[tuple[Request, int]], switches: bool
+    ) -> Step:
         """A step with its duration (rule 12)."""
         prefill_tokens = pairs = 0
         for request, tokens in chunks:
@@ -171,7 +180,12 @@ class Replica(ABC):
         ticks = (
             self._host_ticks
             + self._tokens_ticks[decodes + prefill_tokens]
+            + self._sequence_ticks * (decodes + len(chunks))
             + ((self._pair_ticks_scaled * pairs) >> PAIR_SHIFT)
             + self._kv_token_ticks * kv_tokens
         )
+        if chunks:
+            ticks += self._prompt_ticks + self._prompt_kv_token_ticks * kv_tokens
+        if switches:
+            ticks += self._switch_ticks
         return Step(self, decodes, chunks, prefill_tokens, kv_tokens, max(ticks, 1))

@@ -25,7 +25,7 @@ class TransformersFifoReplica(Replica):
         """KV blocks a request of this many tokens takes at the most."""
         return tokens // self.block_tokens + 1
 
-    def form_step(self, now: int) -> Step | None:
+    def form_step(self, now: int, switches: bool) -> Step | None:
         """Try the decoding, the partly prefilled and the waiting requests, in this order."""
         for request in [r for r in self.running.values() if self._dead(r, now)]:
             self._release(request)
@@ -39,7 +39,7 @@ class TransformersFifoReplica(Replica):
             return None
         self._decoders = decoders
         kv_tokens = sum(r.prompt_tokens + r.emitted for r in decoders)
-        return self._step(len(decoders), kv_tokens, chunks)
+        return self._step(len(decoders), kv_tokens, chunks, switches)
 
     def end_step(self, step: Step, now: int) -> None:
         """Emit a token for each request of the step whose prompt is computed."""

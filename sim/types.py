@@ -58,8 +58,10 @@ class Cluster:
     """Devices, the replicas on them, and what a step costs: everything an engine needs to know.
 
     Replicas are ordered by device, then by model. Times are in ticks. A step of model m takes
-    `host_ticks[m] + tokens_ticks[m, tokens] + (pair_ticks_scaled[m]·pairs >> PAIR_SHIFT)
-    + kv_token_ticks[m]·kv_tokens`.
+    `host_ticks[m] + tokens_ticks[m, tokens] + sequence_ticks[m]·sequences
+    + (pair_ticks_scaled[m]·pairs >> PAIR_SHIFT) + kv_token_ticks[m]·kv_tokens`;
+    `prompt_ticks[m] + prompt_kv_token_ticks[m]·kv_tokens` more if it computes prompt tokens; and
+    `switch_ticks[m]` more if the last step of its device was another replica's.
     """
 
     models: tuple[str, ...]
@@ -80,6 +82,10 @@ class Cluster:
     tokens_ticks: Int64[np.ndarray, "M G"]  # G = largest token budget + 1
     pair_ticks_scaled: Int64[np.ndarray, " M"]
     kv_token_ticks: Int64[np.ndarray, " M"]
+    sequence_ticks: Int64[np.ndarray, " M"]
+    prompt_ticks: Int64[np.ndarray, " M"]
+    prompt_kv_token_ticks: Int64[np.ndarray, " M"]
+    switch_ticks: Int64[np.ndarray, " M"]
     quality: Float64[np.ndarray, "M T"]  # in [0, 1]
     overhead_ticks: int  # from arrival to the router's decision
     signal_period_ticks: int  # 0: signals are observed live

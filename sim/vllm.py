@@ -24,7 +24,7 @@ class VllmReplica(Replica):
         self._taken_blocks = 0  # from the front of the queue of free blocks, so far
         self._deaths: list[tuple[int, int]] = []  # heap of (death, index); entries may be stale
 
-    def form_step(self, now: int) -> Step | None:
+    def form_step(self, now: int, switches: bool) -> Step | None:
         """Form a step by rules 7, 9, 10 and 11."""
         if self.cancel_expired:
             self._cancel_running(now)
@@ -43,7 +43,7 @@ class VllmReplica(Replica):
             self._admit(now, budget, chunks)
         if not self.decoding and not chunks:
             return None
-        return self._step(self.decoding, self.kv_tokens, chunks)
+        return self._step(self.decoding, self.kv_tokens, chunks, switches)
 
     def end_step(self, step: Step, now: int) -> None:
         """Emit a token for each decoding request and each prompt completed (rule 13)."""

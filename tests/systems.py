@@ -20,6 +20,10 @@ def make_cluster(
     token_s: Sequence[float] = (0.0,),
     pair_s: Sequence[float] = (0.0,),
     kv_token_s: Sequence[float] = (0.0,),
+    sequence_s: Sequence[float] = (0.0,),
+    prompt_s: Sequence[float] = (0.0,),
+    prompt_kv_token_s: Sequence[float] = (0.0,),
+    switch_s: Sequence[float] = (0.0,),
     quality: Sequence[Sequence[float]] | None = None,
     tasks: tuple[str, ...] = ("chat",),
     max_batch: int = 4,
@@ -37,8 +41,9 @@ def make_cluster(
 ) -> Cluster:
     """A cluster whose device d hosts the models `placement[d]`.
 
-    A step of model m takes `step_s[m] + token_s[m]·tokens + pair_s[m]·pairs +
-    kv_token_s[m]·kv_tokens` seconds.
+    A step of model m takes `step_s[m] + token_s[m]·tokens + sequence_s[m]·sequences +
+    pair_s[m]·pairs + kv_token_s[m]·kv_tokens` seconds, `prompt_s[m] +
+    prompt_kv_token_s[m]·kv_tokens` more with prompt tokens, `switch_s[m]` more after another's.
     """
     where = [(d, m) for d, models in enumerate(placement) for m in models]
     n_models, n_replicas = len(step_s), len(where)
@@ -70,6 +75,10 @@ def make_cluster(
         tokens_ticks=array_to_ticks(of_models(token_s)[:, None] * tokens),
         pair_ticks_scaled=np.rint(of_models(pair_s) * 2.0**60).astype(np.int64),
         kv_token_ticks=array_to_ticks(of_models(kv_token_s)),
+        sequence_ticks=array_to_ticks(of_models(sequence_s)),
+        prompt_ticks=array_to_ticks(of_models(prompt_s)),
+        prompt_kv_token_ticks=array_to_ticks(of_models(prompt_kv_token_s)),
+        switch_ticks=array_to_ticks(of_models(switch_s)),
         quality=levels if quality is None else np.asarray(quality, float),
         overhead_ticks=to_ticks(overhead_s),
         signal_period_ticks=to_ticks(signal_period_s),

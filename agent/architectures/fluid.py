@@ -26,8 +26,9 @@ def capacity_rps(observation: Observation) -> Float[Array, " M"]:
     """Requests that a device could finish per second with one model alone; 0 if it has no replica.
 
     In each step of a full batch every request decodes a token, and as many prompts are computed
-    as requests leave. Requests have the mean context of those that decode now, in which the one
-    observed counts as `PRIOR` of them.
+    as requests leave: less than one in a step is one in a share of the steps. A device with one
+    model alone never switches. Requests have the mean context of those that decode now, in which
+    the one observed counts as `PRIOR` of them.
     """
     xp, cluster = observation.xp, observation.cluster
     output = observation.expected_output_tokens
@@ -40,6 +41,9 @@ def capacity_rps(observation: Observation) -> Float[Array, " M"]:
     tokens = xp.minimum(batch * (1 + prompt / output), cluster.token_budget)
     step = cluster.host_ticks[model] + cluster.tokens_ticks[model, xp.astype(tokens, int)]
     step = step + cluster.kv_token_ticks[model] * batch * context
+    step = step + cluster.sequence_ticks[model] * batch * (1 + 1 / output)
+    of_prompt = cluster.prompt_ticks[model] + cluster.prompt_kv_token_ticks[model] * batch * context
+    step = step + xp.minimum(batch / output, 1.0) * of_prompt
     rate_rps = tokens / (prompt + output) * TICKS_PER_S / step
     of_model = model == xp.arange(len(cluster.models))[:, None]
     return xp.max(xp.where(of_model, rate_rps, 0.0), axis=1)

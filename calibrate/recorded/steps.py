@@ -1,7 +1,7 @@
 """The step-time model of a recorded run's engine, put together from its operators.
 
-Rule 12 of `docs/simulation.md` has a table over the tokens of a step, a coefficient for attention
-pairs and one for KV tokens. What vLLM does beyond that goes into the table:
+Of the terms of rule 12 of `docs/simulation.md` it has the table over the tokens of a step and the
+coefficients for attention pairs and for KV tokens. What vLLM does beyond that goes into the table:
 
 - Steps of up to `max_num_seqs` tokens are taken for decodes: a CUDA graph of the padded batch.
 - Steps of more tokens hold a prompt. They are no CUDA graph, so the host's gap is theirs; and

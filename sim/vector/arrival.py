@@ -44,11 +44,11 @@ def steps_passed(
 ) -> tuple[Int32[Array, " R"], Bool[Array, " R"]]:
     """Steps of what runs on its device that each replica has completed; whether it is in one."""
 
-    def progress(row: Int64[Array, " 10"], replicas: Int32[Array, " K"]) -> tuple[Array, Array]:
+    def progress(row: Int64[Array, " 11"], replicas: Int32[Array, " K"]) -> tuple[Array, Array]:
         device = Device(*row)
         where = Site(replicas, rows_of(state.ledger[replicas]), state.next_death[replicas])
         turns = turns_of(cluster, where, device)
-        since = jnp.where(runs(device), state.now - device.started, 0)
+        since = jnp.where(runs(device), jnp.maximum(state.now - device.started, 0), 0)
         done = jnp.minimum(passed(turns, since), device.steps)
         # a step with chunks shows nothing before its end
         done = jnp.where(runs(device) & (device.steps > 1), done, 0)

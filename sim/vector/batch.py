@@ -35,6 +35,7 @@ class Forming(NamedTuple):
 
     budget: Int32[Array, ""]
     pairs: Int64[Array, ""]
+    sequences: Int32[Array, ""]  # requests that take part, if it has prompt tokens
 
 
 class Finished(NamedTuple):

@@ -45,14 +45,19 @@ def turns_of(cluster: Cluster, where: Site, device: Device) -> Turns:
 def decode_turns(
     cluster: Cluster, where: Site, active: Bool[Array, " K"], first: Int32[Array, ""]
 ) -> Turns:
-    """Pure decode steps of the active replicas in turn, beginning with `first` (rule 12)."""
+    """Pure decode steps of the active replicas in turn, beginning with `first` (rule 12).
+
+    Where several take turns each step is a switch; a lone replica's steps are none.
+    """
     model = cluster.replica_model[where.replicas]
     decoding, growth = where.columns.decoding, cluster.kv_token_ticks[model]
+    count = total(active)
     ticks = cluster.host_ticks[model] + cluster.tokens_ticks[model, decoding]
-    ticks += growth * where.columns.kv_tokens
+    ticks += cluster.sequence_ticks[model] * decoding + growth * where.columns.kv_tokens
+    ticks += jnp.where(count > 1, cluster.switch_ticks[model], 0)
     return Turns(
         rank=ranks(active, first),
-        replicas=jnp.maximum(total(active), 1),
+        replicas=jnp.maximum(count, 1),
         ticks=jnp.where(active, jnp.maximum(ticks, 1), 0),
         growth=jnp.where(active, growth * decoding, 0),
     )
@@ -90,7 +95,7 @@ def prepare(
     columns = where.columns
     work = where.ok & ((columns.running > 0) | (columns.waiting > 0))
     position = jnp.arange(work.shape[0], dtype=jnp.int32)
-    distance = (position - device.next_turn.astype(jnp.int32)) % work.shape[0]
+    distance = (position - device.last.astype(jnp.int32) - 1) % work.shape[0]
     resumed = (device.stage == BEGIN) | (device.stage == SCAN)
     first = jnp.argmin(jnp.where(work, distance, LARGEST))
     first = jnp.where(resumed, device.chosen, first)
@@ -140,32 +145,44 @@ def launch(
     limit = jnp.min(jnp.where(active, disturbed, 1 << 40))
     death = jnp.min(where.next_death, axis=1)
     death = jnp.min(jnp.where(active & cluster.cancel_expired, death, NEVER))
-    until_death = jnp.clip(death - now - 1, 0, 1 << 60)
+    # what the first step takes beyond those that follow it: the leap begins so much later
+    ticks = _first_ticks(cluster, device, row, cluster.replica_model[r])
+    begins = now + ticks - jnp.where(pure, turns.ticks[first], 0)
+    until_death = jnp.clip(death - begins - 1, 0, 1 << 60)
     limit = jnp.minimum(limit, passed(turns, until_death) + 1)
     steps = jnp.clip(jnp.where(together, limit, 1), 1, 1 << 30)
 
-    model = cluster.replica_model[r]
-    mixed = cluster.host_ticks[model]
-    mixed += cluster.tokens_ticks[model, row.decoding + row.step_prefill]
-    mixed += (cluster.pair_ticks_scaled[model] * device.pairs) >> PAIR_SHIFT
-    mixed += cluster.kv_token_ticks[model] * row.kv_tokens
-    ticks = jnp.where(pure, elapsed(turns, steps), jnp.maximum(mixed, 1))
     bits = jnp.left_shift(active.astype(jnp.int64), jnp.arange(where.ok.shape[0]))
     started = device._replace(
-        busy_until=now + ticks,
+        busy_until=begins + jnp.where(pure, elapsed(turns, steps), 0),
         stage=jnp.int64(RUN),
-        started=now,
+        started=begins,
         active=jnp.sum(bits),
         first=first,
     )
-    return _where(on, _set_steps(started, turns, where, steps), device)
+    return _where(on, _set_steps(started, turns, steps), device)
 
 
-def _set_steps(device: Device, turns: Turns, where: Site, steps: Int64[Array, ""]) -> Device:
-    """The device with this many steps to run, and whose turn it is after them."""
-    after = last_of(turns, steps) + 1
-    after = jnp.where(after == total(where.ok), 0, after)
-    return device._replace(steps=steps, next_turn=after.astype(jnp.int64))
+def _first_ticks(
+    cluster: Cluster, device: Device, row: Replica, model: Int32[Array, ""]
+) -> Int64[Array, ""]:
+    """Duration of the step that was formed, of a replica of this model (rule 12)."""
+    kv_tokens, prompts = row.kv_tokens, row.step_prefill > 0
+    sequences = jnp.where(prompts, device.sequences, row.decoding)
+    ticks = cluster.host_ticks[model]
+    ticks += cluster.tokens_ticks[model, row.decoding + row.step_prefill]
+    ticks += cluster.sequence_ticks[model] * sequences
+    ticks += (cluster.pair_ticks_scaled[model] * device.pairs) >> PAIR_SHIFT
+    ticks += cluster.kv_token_ticks[model] * kv_tokens
+    of_prompts = cluster.prompt_ticks[model] + cluster.prompt_kv_token_ticks[model] * kv_tokens
+    ticks += jnp.where(prompts, of_prompts, 0)
+    switches = (device.last >= 0) & (device.last != device.chosen)
+    return jnp.maximum(ticks + jnp.where(switches, cluster.switch_ticks[model], 0), 1)
+
+
+def _set_steps(device: Device, turns: Turns, steps: Int64[Array, ""]) -> Device:
+    """The device with this many steps to run, and who is served last by them."""
+    return device._replace(steps=steps, last=last_of(turns, steps).astype(jnp.int64))
 
 
 def interrupt(cluster: Cluster, where: Site, device: Device, now: Int64[Array, ""]) -> Device:
@@ -175,11 +192,11 @@ def interrupt(cluster: Cluster, where: Site, device: Device, now: Int64[Array, "
     """
     turns = turns_of(cluster, where, device)
     idle, running = device.busy_until == NEVER, runs(device)
-    since = jnp.where(running, now - device.started, 0)
+    since = jnp.where(running, jnp.maximum(now - device.started, 0), 0)
     done = passed(turns, since)
     exactly = (elapsed(turns, done) == since) & (done > 0)
     steps = jnp.minimum(jnp.where(exactly, done, done + 1), device.steps)
-    shorter = _set_steps(device, turns, where, steps)._replace(
+    shorter = _set_steps(device, turns, steps)._replace(
         busy_until=device.started + elapsed(turns, steps)
     )
     woken = device._replace(busy_until=now, stage=jnp.int64(FORM))

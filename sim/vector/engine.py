@@ -232,8 +232,9 @@ class Engine:
             item, requests, state, jnp.asarray(site.clusters.cancel_expired)[item.at]
         )
         device = item.advance(
-            device, stage=stage, budget=forming.budget.astype(jnp.int64), pairs=forming.pairs
-        )
+            device, stage=stage, budget=forming.budget.astype(jnp.int64), pairs=forming.pairs,
+            sequences=forming.sequences.astype(jnp.int64),
+        )  # fmt: skip
         starts = event.form & (device.stage == LAUNCH)
         return state, jax.vmap(launch)(site.clusters, site.where(state), device, now, starts)
 

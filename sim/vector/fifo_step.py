@@ -158,6 +158,7 @@ def form(
     head = replica.head + jnp.where(scan.kept == 0, removed, 0)
     waiting = replica.waiting - removed
 
+    admitted = scan.admissions - replica.admissions
     turn = _resetting(view, need, held, scan.free, scan.running, moment)
     reset = turn >= 0
     end = (head + waiting + total(reset) - 1 - turn) % queue.shape[0]
@@ -185,7 +186,11 @@ def form(
     return Formed(
         batch=Batch(replica, with_rows(scan.slots, freed), scan.times),
         queue=scan.queue.at[jnp.where(reset, end, queue.shape[0])].set(slots[ID], mode="drop"),
-        forming=Forming(jnp.where(jnp.any(need > 0), -1, scan.budget), scan.pairs),
+        forming=Forming(
+            jnp.where(jnp.any(need > 0), -1, scan.budget),
+            scan.pairs,
+            decoding + total(fits) + admitted,
+        ),
         gone=Leavers(leaves, slots[ID], record),
         reset=reset,
         dropped=scan.dropped,

@@ -48,8 +48,9 @@ register_dataclass(
     data_fields=[
         "replica_device", "replica_model", "max_batch", "max_queue", "token_budget",
         "max_context", "block_tokens", "kv_blocks", "reserve", "prefix_caching", "alive",
-        "host_ticks", "tokens_ticks", "pair_ticks_scaled", "kv_token_ticks", "quality",
-        "overhead_ticks", "signal_period_ticks", "cancel_expired",
+        "host_ticks", "tokens_ticks", "pair_ticks_scaled", "kv_token_ticks", "sequence_ticks",
+        "prompt_ticks", "prompt_kv_token_ticks", "switch_ticks", "quality", "overhead_ticks",
+        "signal_period_ticks", "cancel_expired",
     ],
     meta_fields=[
         "models", "tasks", "n_devices", "scheduler", "price_per_device_hour", "profile_kind",
@@ -112,14 +113,15 @@ class Device(NamedTuple):
 
     busy_until: Int64[Array, "*d"]  # end of what runs, or when it forms a step; NEVER if idle
     stage: Int64[Array, "*d"]  # what happens at busy_until, see below
-    started: Int64[Array, "*d"]  # start of what runs
+    started: Int64[Array, "*d"]  # start of what runs, put off by what a switch takes
     steps: Int64[Array, "*d"]  # decode steps that run, in turns; 1 if it is a step with chunks
     active: Int64[Array, "*d"]  # bit k: the replica at position k takes those turns
     first: Int64[Array, "*d"]  # the position that began
-    next_turn: Int64[Array, "*d"]  # the position to try first
+    last: Int64[Array, "*d"]  # the position served last once what runs has ended; −1 if none
     chosen: Int64[Array, "*d"]  # the position whose rows are worked on
     budget: Int64[Array, "*d"]  # what the scan has left; −1 if it admits nobody
     pairs: Int64[Array, "*d"]  # of the step that forms
+    sequences: Int64[Array, "*d"]  # of the step that forms, if it has prompt tokens
 
 
 # Stages of a device: what runs ends; what ended emits its tokens; a step is to be formed; others
@@ -138,7 +140,7 @@ class State:
     stopped: Bool[Array, ""]  # the horizon was reached
     n_steps: Int64[Array, ""]
 
-    devices: Int64[Array, "D 10"]  # rows are Device
+    devices: Int64[Array, "D 11"]  # rows are Device
     ledger: Int32[Array, "R 17"]  # rows are Replica
     next_death: Int64[Array, "R 2"]  # earliest death of the running, death of the queue's head
     slots: Int32[Array, "R S B"]
@@ -227,7 +229,8 @@ def initial_state(
     """An empty cluster at time 0."""
     n_replicas, n_devices, n_tasks = cluster.n_replicas, cluster.n_devices, len(cluster.tasks)
     scales = len(WINDOW_BITS)
-    devices = jnp.zeros((n_devices, len(Device._fields)), jnp.int64)
+    device = dict.fromkeys(Device._fields, 0) | {"busy_until": NEVER, "last": -1}
+    blank_device = jnp.array(list(device.values()), jnp.int64)
     ledger = jnp.zeros((n_replicas, len(Replica._fields)), jnp.int32)
     blank = _blank_slots(cluster.scheduler == "vllm", slots)
     tables = [jnp.broadcast_to(leaf, (n_replicas, *leaf.shape)) for leaf in blank]
@@ -238,7 +241,7 @@ def initial_state(
         left=jnp.int32(0),
         stopped=jnp.bool_(False),
         n_steps=jnp.int64(0),
-        devices=devices.at[:, Device._fields.index("busy_until")].set(NEVER),
+        devices=jnp.broadcast_to(blank_device, (n_devices, len(device))),
         ledger=ledger.at[:, Replica._fields.index("next_end")].set(LARGEST),
         next_death=jnp.full((n_replicas, 2), NEVER),
         slots=tables[0],

@@ -255,7 +255,8 @@ def begin(
     death = jnp.where(leaves, NEVER, members.death)
     changes = Changes(rows, death, leaves, leaves, record)
     # a step that preempted admits nobody
-    forming = Forming(jnp.where(preempts, -1, budget - tokens), jnp.sum(pairs))
+    budget = jnp.where(preempts, -1, budget - tokens)
+    forming = Forming(budget, jnp.sum(pairs), replica.running)
     return replica, changes, forming, more_dead | short, free
 
 
@@ -330,7 +331,8 @@ def scan(
     return (
         replica,
         Admitted(admitted, slot, rows, death, dropped, record),
-        Forming(budget - tokens, forming.pairs + jnp.sum(pairs)),
+        # whoever runs takes part
+        Forming(budget - tokens, forming.pairs + jnp.sum(pairs), replica.running),
         over,
         head_death,
     )

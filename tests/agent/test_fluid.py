@@ -15,6 +15,7 @@ from agent.learned import Held, Learned
 from sim.deploy import ClusterSpec, build_cluster
 from sim.observation import Observation, idle
 from sim.profile import load_bundle
+from sim.ticks import TICKS_PER_S, to_ticks
 from sim.types import Cluster
 
 TASKS = ("piqa", "winogrande", "hellaswag", "openbookqa")
@@ -96,6 +97,23 @@ def test_the_large_model_alone_loses_nothing_until_its_capacity():
 def test_smaller_models_serve_more():
     small, medium, large = fluid.capacity_rps(situation())
     assert small > 2 * medium > 4 * large > 0
+
+
+def test_what_sequences_and_prompts_take_lowers_the_capacity_and_a_switch_does_not():
+    seen, plain = situation(), fluid.capacity_rps(situation())
+
+    def slower(**changed: np.ndarray) -> np.ndarray:
+        return fluid.capacity_rps(replace(seen, cluster=replace(CLUSTER, **changed)))
+
+    each = np.full(len(MODELS), to_ticks(1e-4))
+    for name in ("sequence_ticks", "prompt_ticks", "prompt_kv_token_ticks"):
+        assert (slower(**{name: each}) < plain).all()
+    assert (slower(switch_ticks=each) == plain).all()
+    # 64 requests of 64 tokens: each step has a decode of every request, and a prompt
+    tokens = 64 * (1 + 160 / 64)
+    per_token = TICKS_PER_S / (slower(prompt_ticks=each) * (160 + 64) / tokens)
+    before = TICKS_PER_S / (plain * (160 + 64) / tokens)
+    assert per_token - before == pytest.approx(each)
 
 
 def test_before_any_learning_the_plan_of_the_least_regret_is_chosen():

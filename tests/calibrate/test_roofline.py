@@ -33,7 +33,7 @@ def test_a_step_takes_the_longer_of_arithmetic_and_weight_traffic(
     arithmetic_s = 2 * shape.parameters * tokens / sheet.flops_per_s
     traffic_s = 2 * shape.parameters / sheet.bandwidth_bytes_per_s
     expected = HOST_S + max(arithmetic_s, traffic_s)
-    assert step_seconds(step_time, tokens, 0, 0) == pytest.approx(expected, rel=1e-12)
+    assert step_seconds(step_time, tokens, 1, 0, 0) == pytest.approx(expected, rel=1e-12)
 
 
 def test_attention_costs_follow_from_the_shape() -> None:
@@ -45,7 +45,7 @@ def test_attention_costs_follow_from_the_shape() -> None:
 
 def test_larger_models_are_slower_and_better_on_every_task() -> None:
     bundle = load_bundle(SHIPPED)
-    seconds = [step_seconds(profile.step_time, 1, 0, 128) for profile in bundle.models.values()]
+    seconds = [step_seconds(profile.step_time, 1, 1, 0, 128) for profile in bundle.models.values()]
     assert seconds == sorted(seconds)
     for quality in bundle.quality.values():
         values = [quality.values[model] for model in bundle.meta.models]

@@ -63,7 +63,8 @@ class Oracle:
             for i in range(len(workload))
         ]
         self.steps: dict[int, Step] = {}  # of each device that has one
-        self.turn = [0] * cluster.n_devices  # the replica to be tried first
+        # the replica that each device served last, by its place on the device
+        self.served: list[int | None] = [None] * cluster.n_devices
         self.n_steps = 0
         self.latest = self.report()  # snapshot
         self.sent: list[Request] = []  # since then
@@ -190,19 +191,26 @@ class Oracle:
             if device in self.steps:
                 continue
             hosted = [r for r in self.replicas if self.cluster.replica_device[r.number] == device]
-            for position in range(len(hosted)):
-                tried = (self.turn[device] + position) % len(hosted)
+            last = self.served[device]
+            order = list(range(len(hosted)))
+            if last is not None:
+                order = order[last + 1 :] + order[: last + 1]
+            for tried in order:
                 decodes, chunks = hosted[tried].form(now)
                 if decodes or chunks:
                     duration = self.duration(hosted[tried], decodes, chunks)
+                    if last is not None and last != tried:
+                        duration += self.switch(hosted[tried])
+                        self.seen["switched"] += self.switch(hosted[tried]) > 0
+                    duration = max(1, duration)
                     self.steps[device] = Step(now + duration, hosted[tried], decodes, chunks)
                     for request, tokens in [*chunks, *((r, 1) for r in decodes)]:
                         request.computing = tokens
-                    self.turn[device] = (tried + 1) % len(hosted)
+                    self.served[device] = tried
                     break
 
     def duration(self, replica: Replica, decodes: list[Request], chunks: list[Chunk]) -> int:
-        """Rule 12."""
+        """Rule 12, but for a switch."""
         cluster, model = self.cluster, self.cluster.replica_model[replica.number]
         tokens = len(decodes) + sum(p for _, p in chunks)
         pairs = sum(p * request.computed + p * (p + 1) // 2 for request, p in chunks)
@@ -210,7 +218,18 @@ class Oracle:
         ticks = int(cluster.host_ticks[model]) + int(cluster.tokens_ticks[model, tokens])
         ticks += int(cluster.pair_ticks_scaled[model]) * pairs >> PAIR_SHIFT
         ticks += int(cluster.kv_token_ticks[model]) * kv_tokens
-        return max(1, ticks)
+        sequences = int(cluster.sequence_ticks[model]) * (len(decodes) + len(chunks))
+        ticks += sequences
+        self.seen["sequences beside prompts count"] += len(chunks) > 1 and sequences > 0
+        if chunks:
+            kv = int(cluster.prompt_kv_token_ticks[model]) * kv_tokens
+            ticks += int(cluster.prompt_ticks[model]) + kv
+            self.seen["decodes beside prompts count"] += kv > 0
+        return ticks
+
+    def switch(self, replica: Replica) -> int:
+        """What it takes more if the device served another replica last."""
+        return int(self.cluster.switch_ticks[self.cluster.replica_model[replica.number]])
 
     def report(self) -> Report:
         """What the replicas report, a column each, in the order of `SIGNALS`."""

@@ -76,6 +76,10 @@ def draw_case(placement: list[list[int]], stale: bool, seed: int, scheduler: Sch
         token_s=pick([0.0, 0.0, 0.25], 3).tolist(),
         pair_s=pick([0.0, 0.001], 3).tolist(),
         kv_token_s=pick([0.0, 0.0, 0.003], 3).tolist(),
+        sequence_s=pick([0.0, 0.0, 0.125], 3).tolist(),
+        prompt_s=pick([0.0, 0.25], 3).tolist(),
+        prompt_kv_token_s=pick([0.0, 0.0, 0.002], 3).tolist(),
+        switch_s=pick([0.0, 0.25, 0.75], 3).tolist(),
         max_queue=8,
         max_batch=5,
         token_budget=12,
@@ -207,7 +211,9 @@ def events(games: Played) -> Counter[str]:
         cancelled = result.outcome == Outcome.CANCELLED
         seen["cancelled decoding"] += int((cancelled & (result.emitted_tokens > 0)).sum())
         seen["cancelled waiting"] += int((cancelled & (result.emitted_tokens == 0)).sum())
-        leap = leapt(result)
+        leap, switched = leapt(result), switches(result)
+        seen["switched"] += int(switched.sum())
+        seen["leapt after a switch"] += int((before(result, switched) & leap).sum())
         ends = set(zip(steps.replica[leap].tolist(), steps.end_ticks[leap].tolist(), strict=True))
         left = zip(result.replica.tolist(), result.leave_ticks.tolist(), strict=True)
         died = [at in ends for at in left]
@@ -220,12 +226,34 @@ def events(games: Played) -> Counter[str]:
     return seen
 
 
+def switches(result: Result) -> np.ndarray:
+    """Which steps take longer since their device served another replica last."""
+    steps, cluster = result.steps, result.cluster
+    other = np.zeros(len(steps.replica), bool)
+    for here in devices_of(result):
+        other[here[1:]] = steps.replica[here[1:]] != steps.replica[here[:-1]]
+    return other & (cluster.switch_ticks[cluster.replica_model[steps.replica]] > 0)
+
+
+def before(result: Result, which: np.ndarray) -> np.ndarray:
+    """Whether the step before on the same device is one of these."""
+    there = np.zeros(len(which), bool)
+    for here in devices_of(result):
+        there[here[1:]] = which[here[:-1]]
+    return there
+
+
+def devices_of(result: Result) -> list[np.ndarray]:
+    """The steps of each device."""
+    device = result.cluster.replica_device[result.steps.replica]
+    return [np.flatnonzero(device == d) for d in range(result.cluster.n_devices)]
+
+
 def leapt(result: Result) -> np.ndarray:
     """Which steps go on from the one before on their device: the same requests, decoding alone."""
     steps = result.steps
     goes_on = np.zeros(len(steps.replica), bool)
-    device = result.cluster.replica_device[steps.replica]
-    for here in (np.flatnonzero(device == d) for d in range(result.cluster.n_devices)):
+    for here in devices_of(result):
         now, before = here[1:], here[:-1]
         same = [getattr(steps, name)[now] == getattr(steps, name)[before]
                 for name in ("replica", "decodes", "waiting")]  # fmt: skip

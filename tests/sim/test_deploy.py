@@ -123,7 +123,7 @@ def test_step_times_cover_the_largest_token_budget_of_any_model() -> None:
     assert cluster.tokens_ticks.shape == (3, 1025)
     step_time = BUNDLE.models["opt-6.7b"].step_time
     ticks = cluster.host_ticks[2] + cluster.tokens_ticks[2, 128]
-    assert ticks == pytest.approx(step_seconds(step_time, 128, 0, 0) * TICKS_PER_S, abs=1)
+    assert ticks == pytest.approx(step_seconds(step_time, 128, 128, 0, 0) * TICKS_PER_S, abs=1)
 
 
 def test_quality_has_a_row_per_model_and_a_column_per_task() -> None:
@@ -178,11 +178,36 @@ def test_hosting_a_model_that_the_cluster_does_not_know_is_refused() -> None:
         build_cluster(spec(), BUNDLE, TASKS, models=("gpt",))
 
 
-def test_a_step_that_would_overflow_the_clock_is_refused() -> None:
+def with_step_time(**coefficients: float) -> Bundle:
+    """The shipped profile with other coefficients of the large model."""
     slow = BUNDLE.models["opt-6.7b"]
-    slow = slow.model_copy(update={"step_time": slow.step_time.model_copy(update={"pair_s": 1e-3})})
-    bundle = Bundle(BUNDLE.meta, {**BUNDLE.models, "opt-6.7b": slow}, BUNDLE.quality)
-    with pytest.raises(ConfigError, match=r"of opt-6.7b = 512: .* overflows 64 bits"):
+    slow = slow.model_copy(update={"step_time": slow.step_time.model_copy(update=coefficients)})
+    return Bundle(BUNDLE.meta, {**BUNDLE.models, "opt-6.7b": slow}, BUNDLE.quality)
+
+
+@pytest.mark.parametrize("name", ["sequence", "prompt", "prompt_kv_token", "switch", "kv_token"])
+def test_every_coefficient_of_a_model_reaches_its_steps(name: str) -> None:
+    cluster = build(with_step_time(**{f"{name}_s": 0.25}))
+    column = getattr(cluster, f"{name}_ticks")
+    assert column[2] == TICKS_PER_S // 4
+    assert (column[:2] < TICKS_PER_S // 4).all()
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "reason"),
+    [
+        ({"pair_s": 1e-3}, "of opt-6.7b = 512: .* overflows 64 bits with pair_s = 0.001"),
+        ({"kv_token_s": 100.0}, "max_batch of opt-6.7b = 64: .* of 2048 tokens overflows 64 bits"),
+        ({"prompt_kv_token_s": 100.0}, "max_batch of opt-6.7b = 64: .* overflows 64 bits"),
+        ({"sequence_s": 200_000.0}, "max_batch of opt-6.7b = 64: .* overflows 64 bits"),
+        ({"prompt_s": 8e6, "switch_s": 8e6}, "max_batch of opt-6.7b = 64: .* overflows 64 bits"),
+    ],
+)
+def test_a_step_that_would_overflow_the_clock_is_refused(
+    coefficient: dict[str, float], reason: str
+) -> None:
+    bundle = with_step_time(**coefficient)
+    with pytest.raises(ConfigError, match=reason):
         build(bundle)
 
 
@@ -207,7 +232,7 @@ def test_alone_on_the_large_model_a_request_makes_the_default_deadline() -> None
     prompt, output, chunk = 2048 - 256, 256, 512
     chunks = [(done, min(chunk, prompt - done)) for done in range(0, prompt, chunk)]
     prefill_s = sum(
-        step_seconds(step_time, p, p * done + p * (p + 1) // 2, 0) for done, p in chunks
+        step_seconds(step_time, p, 1, p * done + p * (p + 1) // 2, 0) for done, p in chunks
     )
-    decode_s = sum(step_seconds(step_time, 1, 0, prompt + k) for k in range(1, output))
+    decode_s = sum(step_seconds(step_time, 1, 1, 0, prompt + k) for k in range(1, output))
     assert prefill_s + decode_s < 2 / 3 * (deadline.base_s + deadline.per_token_s * output)

@@ -44,6 +44,7 @@ SITUATIONS = (
     "an arrival at a snapshot", "a snapshot at the end of a step", "stalled", "skipped waiting",
     "prompt held back", "scan ended without a free block", "reset decoding", "reset prefilling",
     "several reset", "scan repeated", "nobody is admitted", "cancelled while nobody is admitted",
+    "switched", "sequences beside prompts count", "decodes beside prompts count",
 )  # fmt: skip
 
 
@@ -155,6 +156,10 @@ def draw_cluster(rng: np.random.Generator, workload: Workload) -> Cluster:
         token_s=GRID_S * np.where(step == 0, 1, rng.integers(0, 2, n_models)),
         pair_s=rng.choice([0.0, GRID_S / 8, 1e-9], n_models),
         kv_token_s=rng.choice([0.0, GRID_S / 16], n_models),
+        sequence_s=rng.choice([0.0, GRID_S / 4], n_models),
+        prompt_s=rng.choice([0.0, GRID_S], n_models),
+        prompt_kv_token_s=rng.choice([0.0, GRID_S / 16], n_models),
+        switch_s=GRID_S * rng.integers(0, 3, n_models),
         quality=np.sort(rng.integers(1, 5, (n_models, 2)) / 4, axis=0),
         token_budget=20,
         overhead_s=GRID_S * int(rng.integers(0, 3)),

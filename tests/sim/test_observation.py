@@ -48,6 +48,38 @@ def test_the_finish_of_a_request_alone_is_predicted_exactly_but_for_growing_cont
     assert seen["ttft_s"][0] == pytest.approx(result.first_token_ticks[0] / 2**40, abs=1e-6)
 
 
+@pytest.mark.parametrize("prompt", [1, 35, 50])
+def test_the_time_that_sequences_and_prompts_take_is_predicted(prompt):
+    cluster = make_cluster(step_s=[0.1], sequence_s=[0.05], prompt_s=[0.2], token_budget=40)
+    workload = make_workload([0.0], prompt=prompt, output=8)
+    result, (seen,) = observations(cluster, workload, [0])
+    assert seen["finish_s"][0] == pytest.approx(result.leave_ticks[0] / 2**40, abs=1e-6)
+    assert seen["ttft_s"][0] == pytest.approx(result.first_token_ticks[0] / 2**40, abs=1e-6)
+
+
+def test_a_prompt_beside_decodes_is_predicted_to_read_their_context_anew():
+    workload = make_workload([0.0, 4.0], prompt=[8, 8], output=10)
+    plain = make_cluster(step_s=[1.0])
+    reads = make_cluster(step_s=[1.0], prompt_kv_token_s=[0.01])
+    (_, (_, late)), (_, (_, later)) = (observations(c, workload, [0]) for c in (plain, reads))
+    # at 4.0 the first has emitted three tokens of which the last is under way, context 8 + 4
+    assert later["ttft_s"][0] - late["ttft_s"][0] == pytest.approx(0.01 * 12)
+
+
+def test_a_round_of_replicas_that_take_turns_is_predicted_with_its_switches():
+    rounds = []
+
+    class Watch(Send):
+        def decide(self, state, observation):
+            rounds.append((observation.predicted_round_ticks / 2**40).tolist())
+            return super().decide(state, observation)
+
+    cluster = make_cluster([[0, 1], [0]], step_s=[1.0, 2.0], switch_s=[0.25, 0.5])
+    run(cluster, make_workload([0.0, 2.5], output=[9, 1]), Watch([0, 1]))
+    assert rounds[0] == [1.0, 2.0, 1.0]  # alone there is none
+    assert rounds[1] == [1.0, 3.0 + 0.25 + 0.5, 1.0]
+
+
 def test_predictions_rank_replicas_by_how_soon_they_would_answer():
     cluster = make_cluster([[0], [0], [0]], step_s=[0.1], max_batch=2)
     workload = make_workload([0] * 8, output=20)

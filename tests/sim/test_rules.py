@@ -33,6 +33,47 @@ def test_duration_counts_tokens_pairs_and_kv_tokens():
     assert seconds(result.leave_ticks)[0] == pytest.approx(prefill + decode_1 + decode_2, abs=1e-9)
 
 
+def test_every_request_that_takes_part_in_a_step_takes_its_time():
+    cluster = make_cluster(sequence_s=[0.25])
+    result = run(cluster, make_workload([0, 0, 1.5], prompt=10, output=[3, 2, 2]))
+    # two prompts | two decodes and a prompt | the last decodes of the first and the third
+    assert seconds(result.steps.end_ticks) == [1.5, 3.25, 4.75]
+
+
+def test_a_stalled_request_takes_no_part_in_a_step():
+    cluster = make_cluster(
+        sequence_s=[0.25], kv_blocks=4, block_tokens=4, scheduler="transformers_fifo"
+    )
+    result = run(cluster, make_workload([0, 0, 0], prompt=[3, 2, 2], output=[5, 4, 4]))
+    # three prompts | three decodes | again | the third is reset, the second stalls
+    assert seconds(result.steps.end_ticks)[:4] == [1.75, 3.5, 5.25, 6.5]
+    assert result.preemptions.tolist() == [0, 0, 1]
+
+
+def test_a_step_with_prompt_tokens_takes_longer_and_reads_the_context_of_its_decodes_anew():
+    cluster = make_cluster(prompt_s=[0.5], prompt_kv_token_s=[0.01], token_budget=6, max_batch=4)
+    result = run(cluster, make_workload([0, 0.1], prompt=[5, 8], output=[4, 1]))
+    # 5 | 5 beside a decode of context 6 | 3 beside context 7 | a decode
+    ends = [1.5, 1.5 + 1.56, 1.5 + 1.56 + 1.57, 1.5 + 1.56 + 1.57 + 1.0]
+    assert seconds(result.steps.end_ticks) == pytest.approx(ends)
+
+
+def test_another_replica_than_the_one_served_last_is_a_switch_however_long_ago_that_was():
+    cluster = make_cluster([[0, 1]], step_s=[1.0, 1.0], switch_s=[0.25, 0.5])
+    arrivals = [0, 10, 20, 30]
+    result = run(cluster, make_workload(arrivals, output=2), Send([0, 0, 1, 0]))
+    # the first step of a device is none
+    assert seconds(result.leave_ticks) == [2, 12, 22.5, 32.25]
+
+
+def test_replicas_that_take_turns_switch_at_every_step():
+    cluster = make_cluster([[0, 1], [0]], step_s=[1.0, 1.0], switch_s=[0.25, 0.5])
+    result = run(cluster, make_workload([0, 0, 0], output=[3, 3, 2]), Send([0, 1, 2]))
+    on_first = result.steps.replica != 2
+    assert seconds(result.steps.end_ticks[on_first]) == [1, 2.5, 3.75, 5.25, 6.5, 8]
+    assert seconds(result.leave_ticks) == [6.5, 8, 2]  # devices switch each for itself
+
+
 def test_a_split_prompt_attends_to_what_is_done():
     cluster = make_cluster(step_s=[1.0], pair_s=[0.001], token_budget=6, max_batch=4)
     result = run(cluster, make_workload([0.0], prompt=10, output=1))

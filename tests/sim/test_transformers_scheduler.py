@@ -272,7 +272,7 @@ class Simulated:
         self.finished = set()
         resets = [request.preemptions for request in self.requests]
         emitted = [request.emitted for request in self.requests]
-        step = self.replica.form_step(0)
+        step = self.replica.form_step(0, switches=False)
         if step is None:
             return None
         chunks = {request.index: tokens for request, tokens in step.chunks}

@@ -10,7 +10,7 @@ from tests.sim.side_by_side import SHAPES, check_equal, events, played
 WANTED = {o.name for o in Outcome} | {
     "preempted", "found blocks again", "split prompt", "ends together", "arrival at a step's end",
     "arrivals together", "cancelled decoding", "cancelled waiting", "cancelled inside a leap",
-    "snapshot during a step", "snapshot inside a leap",
+    "snapshot during a step", "snapshot inside a leap", "switched", "leapt after a switch",
 }  # fmt: skip
 
 
