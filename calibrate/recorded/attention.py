@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float64
 
-from calibrate.recorded.files import number, read_table
+from calibrate.files import number, read_table
 from sim.config import ConfigError
 
 US = 1e-6

@@ -6,8 +6,8 @@ of `gpu_memory_utilization` of the GPU's memory (`vllm/v1/worker/gpu_worker.py`)
 
 from dataclasses import dataclass
 
+from calibrate.model import GatedDecoder
 from calibrate.recorded.constants import GIB, MEMORY_GIB, NON_TORCH_BYTES
-from calibrate.recorded.model import DecoderConfig
 from calibrate.recorded.run import RecordedRun
 from sim.config import ConfigError
 
@@ -44,7 +44,7 @@ class Capacity:
 
 
 def capacity(
-    run: RecordedRun, model: DecoderConfig, hardware: str, memory_gib: float | None
+    run: RecordedRun, model: GatedDecoder, hardware: str, memory_gib: float | None
 ) -> Capacity:
     """The KV blocks of a run's engine, on a GPU of this name or of so much memory.
 
@@ -88,7 +88,7 @@ def capacity(
     )
 
 
-def activation_bytes(run: RecordedRun, model: DecoderConfig) -> float:
+def activation_bytes(run: RecordedRun, model: GatedDecoder) -> float:
     """Most that a step's intermediate values take on one GPU.
 
     Either the MLP of the largest step is at work (residual, its input, gate, up and their product),

@@ -16,9 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field
 
+from calibrate.files import Record, number, read_table, read_text
+from calibrate.model import GatedDecoder
 from calibrate.recorded.attention import AttentionTimes, read_attention
-from calibrate.recorded.files import Record, number, read_table, read_text
-from calibrate.recorded.model import DecoderConfig
 from sim.config import ConfigError, check
 
 US = 1e-6
@@ -108,7 +108,7 @@ class Operators:
         return np.asarray(sum(self.per_sequence[name](sequences) for name in PER_SEQUENCE))
 
 
-def read_operators(folder: Path, model: DecoderConfig, tensor_parallel: int) -> Operators:
+def read_operators(folder: Path, model: GatedDecoder, tensor_parallel: int) -> Operators:
     """Read the operators in `ops/`.
 
     Raises:

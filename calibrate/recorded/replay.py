@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from calibrate.model import GatedDecoder
 from calibrate.recorded.memory import Capacity
-from calibrate.recorded.model import DecoderConfig
 from calibrate.recorded.run import RecordedRun, Requests
 from calibrate.recorded.steps import StepCosts
 from sim.cluster import simulate
@@ -67,7 +67,7 @@ class Replay:
         return profile.step_time
 
 
-def replay(run: RecordedRun, model: DecoderConfig, costs: StepCosts, capacity: Capacity) -> Replay:
+def replay(run: RecordedRun, model: GatedDecoder, costs: StepCosts, capacity: Capacity) -> Replay:
     """Play the run until what its steps with prompts take is what they were taken to take.
 
     Raises:
@@ -85,7 +85,7 @@ def replay(run: RecordedRun, model: DecoderConfig, costs: StepCosts, capacity: C
     return Replay(result, bundle, excess_s, rounds, change)
 
 
-def _bundle(run: RecordedRun, model: DecoderConfig, costs: StepCosts, excess_s: float) -> Bundle:
+def _bundle(run: RecordedRun, model: GatedDecoder, costs: StepCosts, excess_s: float) -> Bundle:
     """A bundle of the one model; its device is the group of GPUs that hold it."""
     arguments = run.meta.engine_kwargs
     name = run.meta.model.rsplit("/", 1)[-1]

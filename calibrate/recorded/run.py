@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64
 from pydantic import Field
 
-from calibrate.recorded.files import Record, read_json, read_json_lines, read_table
-from calibrate.recorded.files import number as to_number
+from calibrate.files import Count, Record, read_json, read_json_lines, read_table
+from calibrate.files import number as to_number
 from sim.config import ConfigError, check
-
-Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class EngineArguments(Record):

@@ -137,7 +137,11 @@ def test_a_file_that_is_missing_is_named(folder, name):
     ("file", "edit", "refusal"),
     [
         ("meta.json", {"engine_kwargs": {}}, "engine_kwargs.max_num_seqs is missing"),
-        ("config.json", {"model_type": "mixtral"}, "model_type = 'mixtral'.*'llama'"),
+        (
+            "config.json",
+            {"model_type": "mixtral"},
+            "model_type = 'mixtral': a dense decoder: .*llama",
+        ),
         ("config.json", {"torch_dtype": "int4"}, "torch_dtype = 'int4'.*'bfloat16'"),
         ("config.json", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("config.json", {"num_hidden_layers": 0}, "num_hidden_layers = 0"),

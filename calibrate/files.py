@@ -1,13 +1,16 @@
-"""Reading the files of a recorded run, so that every refusal names the file and the key."""
+"""Reading files that others wrote, so that every refusal names the file and the key."""
 
 import csv
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from sim.config import ConfigError
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Record(BaseModel):
@@ -17,7 +20,7 @@ class Record(BaseModel):
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that a recorded run must have.
+    """The text of a file that must be there.
 
     Raises:
         ConfigError: if it is missing.
