@@ -1,0 +1,192 @@
+"""The command `python -m calibrate.validate_roofline`: how far the roofline is off, where measured.
+
+For every measured bundle in a folder it predicts the times of the steps that were measured from the
+device's datasheet and the model's `config.json`, as `calibrate.roofline` does, and compares.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field
+from rich.console import Console
+from rich.table import Table
+
+from calibrate.datasheet import Datasheet, read_datasheets
+from calibrate.files import number, read_table
+from calibrate.model import read_decoder
+from calibrate.roofline import MAX_STEP_TOKENS, model_profile
+from sim import command
+from sim.config import ConfigError, Spec, check
+from sim.files import locate
+from sim.profile import StepTime, load_bundle, step_seconds
+
+
+class ValidateRooflineSpec(Spec):
+    """What the command is asked for."""
+
+    profiles: str = Field(min_length=1)  # folder of bundles
+    datasheets: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredSteps:
+    """N shapes of steps and how long each took; counts are those of rule 12."""
+
+    prompt_tokens: Int64[np.ndarray, " N"]
+    tokens: Int64[np.ndarray, " N"]
+    sequences: Int64[np.ndarray, " N"]
+    pairs: Int64[np.ndarray, " N"]
+    kv_tokens: Int64[np.ndarray, " N"]
+    step_s: Float64[np.ndarray, " N"]
+
+
+KINDS: Mapping[str, Callable[[MeasuredSteps], Bool[np.ndarray, " N"]]] = {
+    "decodes": lambda steps: steps.prompt_tokens == 0,
+    "with prompts": lambda steps: steps.prompt_tokens > 0,
+    "all": lambda steps: steps.prompt_tokens >= 0,
+}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors of the predicted times of some steps of a model on a device."""
+
+    device: str
+    model: str
+    kind: str
+    steps: int
+    median: float  # of the absolute error
+    p95: float  # likewise
+    bias: float  # mean error; negative where the roofline is too fast
+
+
+@dataclass(frozen=True)
+class Unchecked:
+    """A measured bundle that no roofline can be drawn for."""
+
+    device: str
+    reason: str
+
+
+def read_steps(path: Path) -> MeasuredSteps:
+    """Read the table of a model's measured steps.
+
+    Raises:
+        ConfigError: if it is missing or malformed, or a step is longer than a roofline's table.
+    """
+    counts = ("prompt_tokens", "tokens", "sequences", "pairs", "kv_tokens")
+    columns = (*counts, "step_s")
+    rows = []
+    for place, texts in read_table(path, columns):
+        row = [number(t, place, column, 0) for column, t in zip(columns, texts, strict=True)]
+        if row[1] > MAX_STEP_TOKENS:
+            raise ConfigError(f"{place}: tokens", texts[1], f"at most {MAX_STEP_TOKENS}")
+        if row[-1] == 0:
+            raise ConfigError(f"{place}: step_s", texts[-1], "must be longer")
+        rows.append(row)
+    if not rows:
+        raise ConfigError(str(path), "", "must have a step a line")
+    values = dict(zip(columns, np.array(rows).T, strict=True))
+    return MeasuredSteps(
+        **{name: values[name].astype(np.int64) for name in counts}, step_s=values["step_s"]
+    )
+
+
+def compare(device: str, model: str, step_time: StepTime, steps: MeasuredSteps) -> Iterator[Errors]:
+    """The errors of a step time for each kind of step that was measured."""
+    counts = np.stack([steps.tokens, steps.sequences, steps.pairs, steps.kv_tokens], axis=1)
+    predicted = np.array([step_seconds(step_time, *row) for row in counts.tolist()])
+    error = predicted / steps.step_s - 1
+    for kind, chosen in KINDS.items():
+        of_kind = error[chosen(steps)]
+        if len(of_kind):
+            yield Errors(
+                device=device,
+                model=model,
+                kind=kind,
+                steps=len(of_kind),
+                median=float(np.median(np.abs(of_kind))),
+                p95=float(np.percentile(np.abs(of_kind), 95)),
+                bias=float(of_kind.mean()),
+            )
+
+
+def validate(
+    profiles: Path, datasheets: Mapping[str, Datasheet]
+) -> tuple[list[Errors], list[Unchecked]]:
+    """Compare all measured bundles in a folder, and say of which that cannot be done.
+
+    Raises:
+        ConfigError: if there is none, or a bundle or its steps cannot be read.
+    """
+    errors: list[Errors] = []
+    unchecked: list[Unchecked] = []
+    for folder in sorted(path.parent for path in profiles.glob("*/meta.json")):
+        bundle = load_bundle(str(folder))
+        if bundle.meta.kind != "measured":
+            continue
+        meta = bundle.meta
+        sheet = datasheets.get(meta.device)
+        if sheet is None:
+            reason = "there is no datasheet of this name; give one with datasheets=FILE"
+            unchecked.append(Unchecked(meta.device, reason))
+            continue
+        dtype = next((known for known in sheet.flops_per_s if known == meta.dtype), None)
+        if dtype is None:
+            reason = f"its datasheet has {', '.join(sheet.flops_per_s)}, it was {meta.dtype}"
+            unchecked.append(Unchecked(meta.device, reason))
+            continue
+        for model in bundle.models:
+            decoder = read_decoder(folder / model)
+            step_time = model_profile(decoder, sheet, dtype).step_time
+            steps = read_steps(folder / model / "steps.csv")
+            errors.extend(compare(meta.device, model, step_time, steps))
+    if not errors and not unchecked:
+        raise ConfigError("profiles", str(profiles), "has no measured bundle")
+    return errors, unchecked
+
+
+def table(errors: list[Errors]) -> Table:
+    """The errors as a table."""
+    shown = Table(title="Roofline and measured steps: relative error", title_justify="left")
+    for name in ("device", "model", "steps"):
+        shown.add_column(name)
+    for name in ("number", "median", "P95", "bias"):
+        shown.add_column(name, justify="right")
+    for row in errors:
+        figures = (f"{row.steps:,}", f"{row.median:.1%}", f"{row.p95:.1%}", f"{row.bias:+.1%}")
+        last = row.kind == "all"
+        shown.add_row(row.device, row.model, row.kind, *map(_typeset, figures), end_section=last)
+    return shown
+
+
+def _typeset(text: str) -> str:
+    return text.replace("%", " %").replace("-", "−")
+
+
+@hydra.main(version_base=None, config_path="pkg://conf", config_name="validate_roofline")
+def main(config: DictConfig) -> None:
+    """Compare and show."""
+    console = Console()
+    try:
+        values = OmegaConf.to_container(config, resolve=True)
+        spec = check(ValidateRooflineSpec, values, "")
+        profiles = Path(str(locate(spec.profiles, "profiles")))
+        errors, unchecked = validate(profiles, read_datasheets(spec.datasheets))
+    except ConfigError as refused:
+        sys.exit(f"refused: {refused}")
+    if errors:
+        console.print(table(errors))
+    for bundle in unchecked:
+        line = f"{bundle.device}: not checked: {bundle.reason}"
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    command.run(main)
