@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 from hydra.errors import MissingConfigException
@@ -21,6 +22,8 @@ from agent.report import write_report
 from agent.trial import PolicyConfig, Trial
 from sim import command
 from sim.config import ConfigError, check
+from sim.deploy import build_cluster
+from sim.envelope import outside
 from sim.files import whole
 from sim.profile import load_bundle
 from sim.rules import rules_hash
@@ -82,6 +85,13 @@ def _origin(spec: EvaluationSpec) -> dict[str, str]:
         "version": version("besteffort"),
         "command": command.line("agent.evaluate"),
     }
+
+
+def outside_of(spec: EvaluationSpec, trials: Sequence[Trial]) -> str | None:
+    """One line on the steps of all trials outside of what the profile measured, if there are."""
+    cluster = build_cluster(spec.cluster, load_bundle(spec.cluster.profile), spec.tasks.names)
+    by_model = np.array([trial.n_steps_outside for trial in trials]).sum(axis=0)
+    return outside(cluster, by_model, sum(trial.n_steps for trial in trials))
 
 
 def standings_tables(standings: Sequence[Standing]) -> list[Table]:
@@ -165,6 +175,9 @@ def main(config: DictConfig) -> None:
     )
     for table in standings_tables(standings):
         console.print(table)
+    warning = outside_of(spec, trials)
+    if warning is not None:
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
     console.print(f"[dim]{meta.kind} profile of {meta.device}[/]", highlight=False)
     console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
 

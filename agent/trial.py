@@ -12,6 +12,7 @@ from agent.provenance import code_hash, files_hash
 from sim.cluster import simulate
 from sim.config import Spec
 from sim.deploy import ClusterSpec, build_cluster
+from sim.envelope import refuse_outside
 from sim.files import whole
 from sim.metrics import Summary, summarise, windows
 from sim.policy import make_policy
@@ -63,6 +64,8 @@ class Trial:
     peak: list[float]
     timeline_arrivals: list[int]  # in each of TIMELINE_BINS equal parts of the duration
     timeline_on_time: list[list[int]]  # answered in time there, by model
+    n_steps: int
+    n_steps_outside: list[int]  # of what the profile measured, by model
     wall_s: float
 
 
@@ -75,7 +78,11 @@ def draw(workload: WorkloadSpec, seed: int, setting: Setting, offered: Cluster) 
 
 
 def run(job: Job, setting: Setting, bundle: Bundle) -> Trial:
-    """Play the job's workload through a cluster that hosts what its policy wants."""
+    """Play the job's workload through a cluster that hosts what its policy wants.
+
+    Raises:
+        ConfigError: if the cluster is strict and steps lie outside of what the profile measured.
+    """
     started = perf_counter()
     policy = make_policy(job.policy_config)
     tasks, models = setting.tasks.names, setting.cluster.models
@@ -85,6 +92,8 @@ def run(job: Job, setting: Setting, bundle: Bundle) -> Trial:
     workload = draw(job.workload, job.seed, setting, offered)
     bounds = bounds_of(setting.utility, workload)
     result = simulate(cluster, workload, bounds, policy, seed=job.seed)
+    if setting.cluster.strict:
+        refuse_outside(result)
     duration_s = to_seconds(workload.duration_ticks)
     sums = windows(result, setting.utility, setting.window_s)
     timeline = windows(result, setting.utility, duration_s / TIMELINE_BINS)
@@ -101,6 +110,8 @@ def run(job: Job, setting: Setting, bundle: Bundle) -> Trial:
         peak=sums.peak.tolist(),
         timeline_arrivals=timeline.arrivals[:TIMELINE_BINS].tolist(),
         timeline_on_time=timeline.on_time_by_model[:TIMELINE_BINS].tolist(),
+        n_steps=result.n_steps,
+        n_steps_outside=result.n_steps_outside.tolist(),
         wall_s=perf_counter() - started,
     )
 

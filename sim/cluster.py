@@ -124,6 +124,7 @@ class _Run:
         self.decision_s = [0.0] * count
         self.inside: dict[int, Request] = {}
         self.n_steps = 0
+        self.n_steps_outside = np.zeros(len(cluster.models), np.int64)
         self.rows: list[tuple[int, ...]] | None = [] if record_steps else None
 
     def play(self, horizon: int) -> Result:
@@ -157,6 +158,8 @@ class _Run:
             yield self._at(step.ticks, self.step_ends + number)
             step.replica.end_step(step, int(self.env.now))
             self.n_steps += 1
+            if step.outside:
+                self.n_steps_outside[step.replica.model] += 1
             if self.rows is not None:
                 self.rows.append((start, int(self.env.now), *row))
 
@@ -268,6 +271,7 @@ class _Run:
             preemptions=np.array(self.preemptions, dtype=np.int32),
             end_ticks=int(self.env.now),
             n_steps=self.n_steps,
+            n_steps_outside=self.n_steps_outside,
             decision_s=np.array(self.decision_s),
             steps=steps,
         )

@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from sim.config import ConfigError, Spec
+from sim.envelope import ranges
 from sim.profile import Bundle, StepTicks, quality_matrix, quantise
 from sim.ticks import MAX_S, to_ticks
 from sim.types import PAIR_SHIFT, Cluster, Scheduler
@@ -46,6 +47,7 @@ class ClusterSpec(ReplicaSpec):
     signal_period_s: float = Field(default=0.0, ge=0, le=MAX_S)  # 0: signals are observed live
     cancel_expired: bool = True
     scheduler: Scheduler = "vllm"
+    strict: bool = False  # refuse a run with steps outside of what the profile measured
     price_per_device_hour: float | None = Field(default=None, gt=0)
 
 
@@ -110,6 +112,7 @@ def build_cluster(
         prompt_ticks=coefficient("prompt_ticks"),
         prompt_kv_token_ticks=coefficient("prompt_kv_token_ticks"),
         switch_ticks=coefficient("switch_ticks"),
+        envelope=np.stack([ranges(bundle.models[model].envelope) for model in spec.models]),
         quality=quality_matrix(bundle, spec.models, tasks),
         overhead_ticks=to_ticks(spec.overhead_s),
         signal_period_ticks=to_ticks(spec.signal_period_s),

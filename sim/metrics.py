@@ -220,6 +220,7 @@ def alone_result(cluster: Cluster, workload: Workload, bounds: Bounds, replica: 
         preemptions=np.zeros(len(workload), np.int32),
         end_ticks=int((first + decode).max(initial=0)),
         n_steps=0,
+        n_steps_outside=np.zeros(len(cluster.models), np.int64),
         decision_s=np.zeros(len(workload)),
     )
 

@@ -20,6 +20,7 @@ from jaxtyping import Float64, Int64
 from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from sim.config import ConfigError, Spec, check
+from sim.envelope import Envelope
 from sim.files import locate, whole_folder
 from sim.ticks import MAX_S, TICKS_PER_S
 from sim.types import PAIR_SHIFT
@@ -29,7 +30,6 @@ MAX_ROUNDING_ERROR = 0.01  # of any coefficient, relative
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seconds = Annotated[float, Field(ge=0, le=MAX_S)]
-Range = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
 Document = dict[str, JsonValue]
 
 
@@ -60,14 +60,6 @@ class StepTime(Spec):
         if any(after < before for before, after in pairwise(seconds)):
             raise ValueError("the seconds of tokens_s must not decrease")
         return self
-
-
-class Envelope(Spec):
-    """The lowest and highest count of a step that the measurements covered."""
-
-    tokens: Range
-    pairs: Range
-    kv_tokens: Range
 
 
 class ModelProfile(Spec):

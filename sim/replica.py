@@ -59,6 +59,7 @@ class Step:
     prefill_tokens: int
     kv_tokens: int
     ticks: int
+    outside: bool  # of what was measured
 
 
 Leave = Callable[[Request, Outcome], None]  # told of every request that leaves, at that instant
@@ -70,6 +71,7 @@ class Replica(ABC):
     def __init__(self, cluster: Cluster, index: int, hard: bool, leave: Leave) -> None:
         model = int(cluster.replica_model[index])
         self.index = index
+        self.model = model
         self.device = int(cluster.replica_device[index])
         self.max_batch = int(cluster.max_batch[index])
         self.max_queue = int(cluster.max_queue[index])
@@ -88,6 +90,7 @@ class Replica(ABC):
         self._prompt_ticks = int(cluster.prompt_ticks[model])
         self._prompt_kv_token_ticks = int(cluster.prompt_kv_token_ticks[model])
         self._switch_ticks = int(cluster.switch_ticks[model])
+        self._envelope: list[list[int]] = cluster.envelope[model].tolist()
         self._hard = hard
         self._leave = leave
 
@@ -172,15 +175,16 @@ class Replica(ABC):
     def _step(
         self, decodes: int, kv_tokens: int, chunks: list[tuple[Request, int]], switches: bool
     ) -> Step:
-        """A step with its duration (rule 12)."""
+        """A step with its duration (rule 12), and whether that was measured."""
         prefill_tokens = pairs = 0
         for request, tokens in chunks:
             prefill_tokens += tokens
             pairs += tokens * request.computed + tokens * (tokens + 1) // 2
+        tokens, sequences = decodes + prefill_tokens, decodes + len(chunks)
         ticks = (
             self._host_ticks
-            + self._tokens_ticks[decodes + prefill_tokens]
-            + self._sequence_ticks * (decodes + len(chunks))
+            + self._tokens_ticks[tokens]
+            + self._sequence_ticks * sequences
             + ((self._pair_ticks_scaled * pairs) >> PAIR_SHIFT)
             + self._kv_token_ticks * kv_tokens
         )
@@ -188,4 +192,8 @@ class Replica(ABC):
             ticks += self._prompt_ticks + self._prompt_kv_token_ticks * kv_tokens
         if switches:
             ticks += self._switch_ticks
-        return Step(self, decodes, chunks, prefill_tokens, kv_tokens, max(ticks, 1))
+        counts = (tokens, sequences, pairs, kv_tokens)
+        outside = any(
+            n < low or n > high for n, (low, high) in zip(counts, self._envelope, strict=True)
+        )
+        return Step(self, decodes, chunks, prefill_tokens, kv_tokens, max(ticks, 1), outside)

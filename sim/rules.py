@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 
 from sim.cluster import simulate
+from sim.envelope import ranges
 from sim.observation import Observation
 from sim.policy import SHED, State
 from sim.ticks import NEVER, array_to_ticks, to_ticks
@@ -86,6 +87,7 @@ def _cluster(scheduler: Scheduler, reserve: bool, period_s: float) -> Cluster:
         prompt_ticks=np.zeros(2, np.int64),
         prompt_kv_token_ticks=np.zeros(2, np.int64),
         switch_ticks=np.zeros(2, np.int64),
+        envelope=np.stack([ranges(None)] * 2),
         quality=np.array([[0.5, 0.6], [0.8, 1.0]]),
         overhead_ticks=to_ticks(0.01),
         signal_period_ticks=to_ticks(period_s),

@@ -16,6 +16,7 @@ from sim import command
 from sim.cluster import simulate
 from sim.config import ConfigError, Spec, check
 from sim.deploy import ClusterSpec, build_cluster, rounding_errors
+from sim.envelope import outside, refuse_outside
 from sim.metrics import Summary, WindowWidth, summarise
 from sim.policy import make_policy
 from sim.profile import load_bundle
@@ -50,7 +51,8 @@ def play(spec: RunSpec) -> tuple[Result, Cluster]:
     Returns the run, and the cluster with every model on offer, hosted by the policy or not.
 
     Raises:
-        ConfigError: with the key, the value and what is allowed.
+        ConfigError: with the key, the value and what is allowed; if the cluster is strict, also
+            after the run, of steps outside of what the profile measured.
         TraceError: if a recorded file cannot be read.
         WorkloadError: if no request arrives, or a saved workload is refused.
     """
@@ -73,6 +75,8 @@ def play(spec: RunSpec) -> tuple[Result, Cluster]:
         horizon_s=spec.horizon_s,
         record_steps=spec.record_steps,
     )
+    if spec.cluster.strict:
+        refuse_outside(result)
     return result, offered
 
 
@@ -91,6 +95,7 @@ def write(spec: RunSpec, result: Result, summary: Summary, folder: Path) -> list
         "workload": result.workload.provenance,
         "config": spec.model_dump(mode="json"),
         "steps": result.n_steps,
+        "steps_outside": dict(zip(cluster.models, result.n_steps_outside.tolist(), strict=True)),
         "end_s": to_seconds(result.end_ticks),
     }
     write_summary(summary, provenance, written[1])
@@ -162,6 +167,9 @@ def main(config: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     written = write(spec, result, summary, folder)
     console.print(show(result, summary, make_policy(spec.policy).name, wall_s))
+    warning = outside(result.cluster, result.n_steps_outside, result.n_steps)
+    if warning is not None:
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)
     for path in written:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 

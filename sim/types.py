@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
 Scheduler = Literal["vllm", "transformers_fifo"]
+COUNTS = ("tokens", "sequences", "pairs", "kv_tokens")  # of a step, by which its time is known
 PAIR_SHIFT = 20  # pair coefficients are integers in units of 2⁻²⁰ ticks
 
 
@@ -86,6 +87,7 @@ class Cluster:
     prompt_ticks: Int64[np.ndarray, " M"]
     prompt_kv_token_ticks: Int64[np.ndarray, " M"]
     switch_ticks: Int64[np.ndarray, " M"]
+    envelope: Int64[np.ndarray, "M 4 2"]  # lowest and highest of COUNTS measured; 0, NEVER if none
     quality: Float64[np.ndarray, "M T"]  # in [0, 1]
     overhead_ticks: int  # from arrival to the router's decision
     signal_period_ticks: int  # 0: signals are observed live
@@ -169,5 +171,6 @@ class Result:
     preemptions: Int32[np.ndarray, " N"]
     end_ticks: int  # the clock when the run ended
     n_steps: int
+    n_steps_outside: Int64[np.ndarray, " M"]  # of them, outside of the envelope of their model
     decision_s: Float64[np.ndarray, " N"]  # wall time of each decision: measured, not simulated
     steps: Steps | None = None  # where recording was asked for

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from agent.baselines.rule import Rule
 from sim.cluster import simulate
+from sim.envelope import Envelope, ranges
 from sim.observation import Observation
+from sim.profile import Bundle, load_bundle, save_bundle
 from sim.ticks import NEVER, array_to_ticks, to_ticks
 from sim.types import Bounds, Cluster, Result, Workload
 
@@ -24,6 +27,7 @@ def make_cluster(
     prompt_s: Sequence[float] = (0.0,),
     prompt_kv_token_s: Sequence[float] = (0.0,),
     switch_s: Sequence[float] = (0.0,),
+    envelopes: Sequence[Envelope | None] = (None,),
     quality: Sequence[Sequence[float]] | None = None,
     tasks: tuple[str, ...] = ("chat",),
     max_batch: int = 4,
@@ -79,6 +83,7 @@ def make_cluster(
         prompt_ticks=array_to_ticks(of_models(prompt_s)),
         prompt_kv_token_ticks=array_to_ticks(of_models(prompt_kv_token_s)),
         switch_ticks=array_to_ticks(of_models(switch_s)),
+        envelope=np.broadcast_to(np.stack([*map(ranges, envelopes)]), (n_models, 4, 2)),
         quality=levels if quality is None else np.asarray(quality, float),
         overhead_ticks=to_ticks(overhead_s),
         signal_period_ticks=to_ticks(signal_period_s),
@@ -88,6 +93,25 @@ def make_cluster(
         profile_kind="made up",
         profile_hash="",
     )
+
+
+def profile_of_short_contexts(folder: Path) -> str:
+    """The shipped profile in a folder, as if steps of its large model had been measured briefly."""
+    shipped = load_bundle("pkg://calibrate.profiles/a100-80gb-analytic")
+    envelope = Envelope(tokens=(0, 512), sequences=(0, 64), pairs=(0, 10**6), kv_tokens=(0, 300))
+    large = shipped.models["opt-6.7b"].model_copy(update={"envelope": envelope})
+    models = {**shipped.models, "opt-6.7b": large}
+    save_bundle(Bundle(shipped.meta, models, shipped.quality), folder / "short")
+    return str(folder / "short")
+
+
+def draw_envelope(rng: np.random.Generator) -> Envelope | None:
+    """What little was measured of a small system, if anything."""
+    most = {"tokens": 12, "sequences": 5, "pairs": 60, "kv_tokens": 60}
+    low = {name: int(rng.integers(0, n // 5 + 1)) for name, n in most.items()}
+    high = {name: int(rng.integers(n // 4, n)) + low[name] for name, n in most.items()}
+    ranges_of = {name: (low[name], high[name]) for name in most}
+    return Envelope(**ranges_of) if rng.random() < 0.8 else None
 
 
 def make_workload(

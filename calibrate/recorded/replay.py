@@ -12,13 +12,13 @@ from calibrate.recorded.steps import StepCosts
 from sim.cluster import simulate
 from sim.config import ConfigError
 from sim.deploy import ClusterSpec, build_cluster
+from sim.envelope import Envelope
 from sim.observation import Array, Observation
 from sim.policy import State
 from sim.profile import (
     SCHEMA_VERSION,
     Bundle,
     BundleMeta,
-    Envelope,
     ModelProfile,
     StepTime,
     TaskQuality,
@@ -102,6 +102,7 @@ def _bundle(run: RecordedRun, model: GatedDecoder, costs: StepCosts, excess_s: f
         step_time=costs.step_time(excess_s),
         envelope=Envelope(
             tokens=(0, budget),
+            sequences=(0, arguments.max_num_seqs),
             pairs=(0, budget * context),
             kv_tokens=(0, arguments.max_num_seqs * context),
         ),

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.ticks import NEVER
 from sim.types import PAIR_SHIFT, Cluster
+from sim.vector.envelope import steps_outside
 from sim.vector.rows import pick, total
 from sim.vector.state import BEGIN, ENDED, FORM, LARGEST, LAUNCH, RUN, SCAN, Device, Replica
 from sim.vector.turns import Turns, elapsed, last_of, passed, ranks, steps_of
@@ -65,12 +66,17 @@ def decode_turns(
 
 def end(
     cluster: Cluster, where: Site, device: Device, on: Bool[Array, ""]
-) -> tuple[Replica, Device]:
-    """Let the steps that ran take effect, but for the tokens of the last (rule 13)."""
+) -> tuple[Replica, Device, Int64[Array, " M"]]:
+    """Let the steps that ran take effect, but for the tokens of the last (rule 13).
+
+    Also returns how many of them lie outside of what was measured, by model.
+    """
     turns = turns_of(cluster, where, device)
     steps = device.steps.astype(jnp.int32)
-    columns = where.columns
-    own = jnp.where(on & (columns.decoding > 0), steps_of(turns, steps), 0)
+    columns, model = where.columns, cluster.replica_model[where.replicas]
+    own = jnp.where(on, steps_of(turns, steps), 0)
+    outside = steps_outside(cluster, model, columns, own, device.sequences, device.pairs)
+    own = jnp.where(columns.decoding > 0, own, 0)
     columns = columns._replace(
         decode_count=columns.decode_count + own,
         kv_tokens=columns.kv_tokens + own * columns.decoding,
@@ -82,7 +88,7 @@ def end(
     ended = device._replace(
         stage=jnp.where(tells, ENDED, FORM).astype(jnp.int64), chosen=last.astype(jnp.int64)
     )
-    return columns, _where(on, ended, device)
+    return columns, _where(on, ended, device), outside
 
 
 def prepare(

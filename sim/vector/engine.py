@@ -22,6 +22,7 @@ from sim.types import Cluster
 from sim.vector import fifo, vllm
 from sim.vector.arrival import signals, steps_passed
 from sim.vector.device import end, launch, prepare
+from sim.vector.envelope import steps_outside
 from sim.vector.lanes import Sites
 from sim.vector.routing import route
 from sim.vector.rows import choose, in_any, write_progress
@@ -176,10 +177,11 @@ class Engine:
         """Steps that ran take effect, but for the tokens of the last."""
         on = event.end & (device.stage == RUN)
         place = site.where(state)
-        columns, ended = jax.vmap(end)(site.clusters, place, device, on)
+        columns, ended, outside = jax.vmap(end)(site.clusters, place, device, on)
         state = replace(
             state,
             n_steps=state.n_steps + jnp.where(on, device.steps, 0),
+            n_outside=state.n_outside + outside,
             ledger=write_progress(
                 state.ledger, (site.lanes[:, None], place.replicas), columns,
                 on[:, None] & place.ok,
@@ -279,10 +281,18 @@ class Engine:
     def settle(self, cluster: Cluster, state: State, table: Int32[Array, "D K"]) -> State:
         """Write down how far the requests inside came, at the end of a run with a horizon."""
         steps, _ = steps_passed(cluster, state, table)
-        told = Replica(*state.ledger.T)
+        told, zero = Replica(*state.ledger.T), jnp.int64(0)
+        # only decode steps have been passed
+        model = jnp.asarray(cluster.replica_model)
+        outside = steps_outside(cluster, model, told, steps, zero, zero)
         count = (told.decode_count + jnp.where(told.decoding > 0, steps, 0))[:, None]
         settle = vllm.settle if _is_vllm(cluster) else fifo.settle
-        return replace(state, record=settle(state, count), n_steps=state.n_steps + jnp.sum(steps))
+        return replace(
+            state,
+            record=settle(state, count),
+            n_steps=state.n_steps + jnp.sum(steps),
+            n_outside=state.n_outside + outside,
+        )
 
 
 def _is_vllm(cluster: Cluster) -> bool:

@@ -54,6 +54,7 @@ def to_result(workload: Workload, cluster: Cluster, bounds: Bounds, state: State
         preemptions=np.asarray(state.preemptions)[:count],
         end_ticks=int(state.now),
         n_steps=int(state.n_steps),
+        n_steps_outside=np.asarray(state.n_outside),
         decision_s=np.zeros(count),
     )
 
@@ -90,6 +91,7 @@ def traced_result(requests: Requests, cluster: Cluster, state: State) -> Result:
         preemptions=ended.preemptions,
         end_ticks=ended.now,
         n_steps=ended.n_steps,
+        n_steps_outside=ended.n_outside,
         decision_s=given.arrival * 0.0,
     )
 

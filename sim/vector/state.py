@@ -49,8 +49,8 @@ register_dataclass(
         "replica_device", "replica_model", "max_batch", "max_queue", "token_budget",
         "max_context", "block_tokens", "kv_blocks", "reserve", "prefix_caching", "alive",
         "host_ticks", "tokens_ticks", "pair_ticks_scaled", "kv_token_ticks", "sequence_ticks",
-        "prompt_ticks", "prompt_kv_token_ticks", "switch_ticks", "quality", "overhead_ticks",
-        "signal_period_ticks", "cancel_expired",
+        "prompt_ticks", "prompt_kv_token_ticks", "switch_ticks", "envelope", "quality",
+        "overhead_ticks", "signal_period_ticks", "cancel_expired",
     ],
     meta_fields=[
         "models", "tasks", "n_devices", "scheduler", "price_per_device_hour", "profile_kind",
@@ -139,6 +139,7 @@ class State:
     left: Int32[Array, ""]  # requests that have left
     stopped: Bool[Array, ""]  # the horizon was reached
     n_steps: Int64[Array, ""]
+    n_outside: Int64[Array, " M"]  # of them, of what was measured
 
     devices: Int64[Array, "D 11"]  # rows are Device
     ledger: Int32[Array, "R 17"]  # rows are Replica
@@ -241,6 +242,7 @@ def initial_state(
         left=jnp.int32(0),
         stopped=jnp.bool_(False),
         n_steps=jnp.int64(0),
+        n_outside=jnp.zeros(len(cluster.models), jnp.int64),
         devices=jnp.broadcast_to(blank_device, (n_devices, len(device))),
         ledger=ledger.at[:, Replica._fields.index("next_end")].set(LARGEST),
         next_death=jnp.full((n_replicas, 2), NEVER),

@@ -18,14 +18,14 @@ from rich.console import Console
 from agent import evaluation
 from agent.capacity import capacity_rps
 from agent.comparison import compare, ratio_interval, summary_values
-from agent.evaluate import compose_policies, standings_tables, write_results
+from agent.evaluate import compose_policies, outside_of, standings_tables, write_results
 from agent.evaluation import EvaluationSpec, play
 from agent.plots import apart
 from agent.provenance import code_hash
 from agent.report import available_rates, verdict, write_report
 from agent.trial import Trial
 from sim.config import ConfigError, check
-from tests.systems import make_cluster, make_workload
+from tests.systems import make_cluster, make_workload, profile_of_short_contexts
 
 SMALL = [
     "policies=[static_small,static_large,{policy: random, label: dice}]",
@@ -145,6 +145,23 @@ def test_a_policy_left_out_or_renamed_leaves_the_other_trials_valid(small, playe
     spec = make_spec(*SMALL, f"output_dir={small.output_dir}", change)
     trials = play_quietly(spec)[0]
     assert {trial.policy for trial in trials} == {"static_large", "chance"}
+
+
+def test_steps_outside_of_what_was_measured_are_told_and_if_strict_refused(tmp_path, small, played):
+    assert outside_of(small, played[0]) is None
+    changes = [
+        "policies=[static_large]", "seeds=[0,1]", "scenarios.stable.capacity_grid=null",
+        f"cluster.profile={profile_of_short_contexts(tmp_path)}", f"output_dir={tmp_path}",
+    ]  # fmt: skip
+    spec = make_spec(*SMALL, *changes)
+    trials = play_quietly(spec)[0]
+    counts = np.array([trial.n_steps_outside for trial in trials])
+    assert (counts > 0).tolist() == [[False, False, True]] * len(trials)
+    steps = sum(trial.n_steps for trial in trials)
+    told = f"{counts.sum():,} of {steps:,} steps lie outside of what the profile's measurements"
+    assert outside_of(spec, trials).startswith(told)
+    with pytest.raises(ConfigError, match=r"cluster.strict = True: .* of opt-6.7b \(measured: "):
+        play_quietly(make_spec(*SMALL, *changes, "cluster.strict=true"))
 
 
 POLICY = """

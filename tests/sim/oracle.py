@@ -24,6 +24,7 @@ class Step:
     replica: Replica
     decodes: list[Request]
     chunks: list[Chunk]
+    outside: bool  # of what was measured
 
 
 class Oracle:
@@ -66,6 +67,7 @@ class Oracle:
         # the replica that each device served last, by its place on the device
         self.served: list[int | None] = [None] * cluster.n_devices
         self.n_steps = 0
+        self.n_steps_outside = [0] * len(cluster.models)
         self.latest = self.report()  # snapshot
         self.sent: list[Request] = []  # since then
         self.known: list[Report] = []  # at each decision
@@ -120,6 +122,8 @@ class Oracle:
         for device in ending:
             step = self.steps.pop(device)
             self.n_steps += 1
+            model = self.cluster.replica_model[step.replica.number]
+            self.n_steps_outside[model] += step.outside
             for request, chunk in step.chunks:
                 request.computed += chunk
                 request.computing = 0
@@ -203,7 +207,9 @@ class Oracle:
                         duration += self.switch(hosted[tried])
                         self.seen["switched"] += self.switch(hosted[tried]) > 0
                     duration = max(1, duration)
-                    self.steps[device] = Step(now + duration, hosted[tried], decodes, chunks)
+                    outside = self.outside(hosted[tried], decodes, chunks)
+                    end = now + duration
+                    self.steps[device] = Step(end, hosted[tried], decodes, chunks, outside)
                     for request, tokens in [*chunks, *((r, 1) for r in decodes)]:
                         request.computing = tokens
                     self.served[device] = tried
@@ -226,6 +232,23 @@ class Oracle:
             ticks += int(cluster.prompt_ticks[model]) + kv
             self.seen["decodes beside prompts count"] += kv > 0
         return ticks
+
+    def outside(self, replica: Replica, decodes: list[Request], chunks: list[Chunk]) -> bool:
+        """Whether a count of the step was not measured."""
+        counts = {
+            "tokens": len(decodes) + sum(p for _, p in chunks),
+            "sequences": len(decodes) + len(chunks),
+            "pairs": sum(p * request.computed + p * (p + 1) // 2 for request, p in chunks),
+            "kv tokens": sum(request.prompt + request.emitted for request in decodes),
+        }
+        envelope = self.cluster.envelope[self.cluster.replica_model[replica.number]]
+        beyond = [
+            name
+            for (name, count), (low, high) in zip(counts.items(), envelope, strict=True)
+            if not low <= count <= high
+        ]
+        self.seen.update(f"outside by {name} alone" for name in beyond if len(beyond) == 1)
+        return bool(beyond)
 
     def switch(self, replica: Replica) -> int:
         """What it takes more if the device served another replica last."""
@@ -266,5 +289,6 @@ class Oracle:
             preemptions=each("preemptions"),
             end_ticks=now,
             n_steps=self.n_steps,
+            n_steps_outside=np.array(self.n_steps_outside),
             decision_s=np.zeros(len(self.requests)),
         )

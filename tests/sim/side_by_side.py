@@ -21,13 +21,13 @@ from sim.types import Bounds, Cluster, Outcome, Result, Scheduler, Workload
 from sim.vector.engine import replicas_of_devices
 from sim.vector.simulate import engine_for, to_result
 from sim.vector.state import to_requests
-from tests.systems import make_bounds, make_cluster, make_workload
+from tests.systems import draw_envelope, make_bounds, make_cluster, make_workload
 
 REQUESTS, CASES = 60, 150
 SHAPES = {"shared": [[0, 1], [0, 1, 2], [2]], "single": [[0], [1]]}
 EQUAL = (
     "outcome", "replica", "first_token_ticks", "leave_ticks", "emitted_tokens", "preemptions",
-    "end_ticks", "n_steps",
+    "end_ticks", "n_steps", "n_steps_outside",
 )  # fmt: skip
 
 
@@ -80,6 +80,7 @@ def draw_case(placement: list[list[int]], stale: bool, seed: int, scheduler: Sch
         prompt_s=pick([0.0, 0.25], 3).tolist(),
         prompt_kv_token_s=pick([0.0, 0.0, 0.002], 3).tolist(),
         switch_s=pick([0.0, 0.25, 0.75], 3).tolist(),
+        envelopes=[draw_envelope(rng) for _ in range(3)],
         max_queue=8,
         max_batch=5,
         token_budget=12,
@@ -213,6 +214,10 @@ def events(games: Played) -> Counter[str]:
         seen["cancelled waiting"] += int((cancelled & (result.emitted_tokens == 0)).sum())
         leap, switched = leapt(result), switches(result)
         seen["switched"] += int(switched.sum())
+        envelope = case.cluster.envelope[case.cluster.replica_model[steps.replica], 3]
+        inside = (envelope[:, 0] <= steps.kv_tokens) & (steps.kv_tokens <= envelope[:, 1])
+        seen["step outside"] += int(result.n_steps_outside.sum())
+        seen["envelope left inside a leap"] += int((before(result, inside) & ~inside & leap).sum())
         seen["leapt after a switch"] += int((before(result, switched) & leap).sum())
         ends = set(zip(steps.replica[leap].tolist(), steps.end_ticks[leap].tolist(), strict=True))
         left = zip(result.replica.tolist(), result.leave_ticks.tolist(), strict=True)

@@ -27,7 +27,7 @@ from sim.router import SIGNALS
 from sim.ticks import NEVER, TICKS_PER_S, to_seconds
 from sim.types import Bounds, Cluster, Outcome, Result, Workload
 from tests.sim.oracle import Oracle
-from tests.systems import make_cluster, make_workload
+from tests.systems import draw_envelope, make_cluster, make_workload
 
 GRID_S = 0.25
 GRID_TICKS = int(GRID_S * TICKS_PER_S)
@@ -45,6 +45,8 @@ SITUATIONS = (
     "prompt held back", "scan ended without a free block", "reset decoding", "reset prefilling",
     "several reset", "scan repeated", "nobody is admitted", "cancelled while nobody is admitted",
     "switched", "sequences beside prompts count", "decodes beside prompts count",
+    "outside by tokens alone", "outside by sequences alone", "outside by pairs alone",
+    "outside by kv tokens alone",
 )  # fmt: skip
 
 
@@ -160,6 +162,7 @@ def draw_cluster(rng: np.random.Generator, workload: Workload) -> Cluster:
         prompt_s=rng.choice([0.0, GRID_S], n_models),
         prompt_kv_token_s=rng.choice([0.0, GRID_S / 16], n_models),
         switch_s=GRID_S * rng.integers(0, 3, n_models),
+        envelopes=[draw_envelope(rng) for _ in range(n_models)],
         quality=np.sort(rng.integers(1, 5, (n_models, 2)) / 4, axis=0),
         token_budget=20,
         overhead_s=GRID_S * int(rng.integers(0, 3)),
@@ -234,7 +237,7 @@ def draw_policy(rng: np.random.Generator, cluster: Cluster) -> Policy:
 def differences(one: Result, other: Result) -> list[str]:
     """What the engine and the oracle do not agree on."""
     names = ("outcome", "replica", "first_token_ticks", "leave_ticks", "emitted_tokens",
-             "preemptions", "end_ticks", "n_steps")  # fmt: skip
+             "preemptions", "end_ticks", "n_steps", "n_steps_outside")  # fmt: skip
     return [
         f"{name}: {getattr(one, name)} and {getattr(other, name)}"
         for name in names

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.systems import Send, make_cluster, make_workload
+from tests.systems import Send, make_cluster, make_workload, profile_of_short_contexts
 from tests.systems import run as play
 
 SHORT = ["workload.duration_s=3", "workload.arrivals.rate_rps=20"]
@@ -141,6 +141,28 @@ def test_a_static_policy_does_not_change_what_is_attainable(tmp_path):
     assert summary["performance"] < 0.8
     assert summary["attainable"] == pytest.approx(1)
     assert not summary["asks_impossible"]
+
+
+def test_steps_outside_of_what_was_measured_are_told_and_if_strict_refused(tmp_path, finished):
+    assert "outside" not in finished[1].stdout
+    profile = f"cluster.profile={profile_of_short_contexts(tmp_path)}"
+    ran = command(tmp_path, *SHORT, profile, "hydra.run.dir=out")
+    assert ran.returncode == 0, ran.stderr
+    provenance = json.loads((tmp_path / "out/summary.json").read_text())["provenance"]
+    beyond, steps = provenance["steps_outside"], provenance["steps"]
+    assert beyond["opt-1.3b"] == 0 < beyond["opt-6.7b"] < steps
+    told = (
+        f"{beyond['opt-6.7b']:,} of {steps:,} steps lie outside of what the profile's measurements "
+        f"cover: {beyond['opt-6.7b']:,} of opt-6.7b (measured: tokens 0 to 512, sequences 0 to 64, "
+    )
+    (line,) = [line for line in ran.stdout.splitlines() if line.startswith("warning:")]
+    assert told in line
+
+    refused = command(tmp_path, *SHORT, profile, "cluster.strict=true", "hydra.run.dir=strict")
+    assert refused.returncode != 0
+    assert f"refused: cluster.strict = True: {told}" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "strict/summary.json").exists()
 
 
 def test_slices_of_a_device_do_not_overlap_and_requests_begin_before_they_end():

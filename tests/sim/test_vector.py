@@ -11,6 +11,7 @@ WANTED = {o.name for o in Outcome} | {
     "preempted", "found blocks again", "split prompt", "ends together", "arrival at a step's end",
     "arrivals together", "cancelled decoding", "cancelled waiting", "cancelled inside a leap",
     "snapshot during a step", "snapshot inside a leap", "switched", "leapt after a switch",
+    "step outside", "envelope left inside a leap",
 }  # fmt: skip
 
 

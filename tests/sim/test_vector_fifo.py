@@ -20,6 +20,7 @@ WANTED = {o.name for o in Outcome} | {
     "split prompt", "ends together", "arrival at a step's end", "arrivals together",
     "cancelled decoding", "cancelled waiting", "cancelled inside a leap",
     "snapshot during a step", "snapshot inside a leap", "switched", "leapt after a switch",
+    "step outside", "envelope left inside a leap",
     "decode stalled", "prompt stalled", "stalled on",
     "skipped in the queue", "held back", "reset decoding", "reset prefilling", "several reset",
     "reset more than once", "admission blocked", "scan repeated",
