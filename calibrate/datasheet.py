@@ -17,15 +17,12 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class Datasheet(Spec):
-    """What a device reaches at best; `flops_per_s` of matrix products without sparsity, by dtype.
-
-    `link_bytes_per_s` is to other devices past the PCIe bus, both directions together.
-    """
+    """What a device reaches at best; `flops_per_s` of dense matrix products, by dtype."""
 
     flops_per_s: dict[Dtype, Rate] = Field(min_length=1)
     bandwidth_bytes_per_s: Rate  # of its memory
     memory_bytes: int = Field(ge=1)
-    link_bytes_per_s: Rate | None = None  # null: none
+    reported: tuple[str, ...] = ()  # names that its driver reports for it
     source: str = Field(min_length=1)  # the document
 
     def flops_of(self, dtype: Dtype) -> float:
@@ -54,6 +51,12 @@ def read_datasheets(path: str | None) -> Mapping[str, Datasheet]:
         if device in shipped:
             raise ConfigError(path, device, "another name: datasheets.json has this one")
     return shipped | own
+
+
+def datasheet_reported(name: str, datasheets: Mapping[str, Datasheet]) -> Datasheet | None:
+    """The datasheet of the device that reports this name, if there is one."""
+    named = (sheet for key, sheet in datasheets.items() if name in (key, *sheet.reported))
+    return next(named, None)
 
 
 def datasheet_of(device: str, datasheets: Mapping[str, Datasheet]) -> Datasheet:

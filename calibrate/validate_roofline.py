@@ -17,7 +17,7 @@ from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
-from calibrate.datasheet import Datasheet, read_datasheets
+from calibrate.datasheet import Datasheet, datasheet_reported, read_datasheets
 from calibrate.files import number, read_table
 from calibrate.model import read_decoder
 from calibrate.roofline import MAX_STEP_TOKENS, model_profile
@@ -132,7 +132,9 @@ def validate(
         if bundle.meta.kind != "measured":
             continue
         meta = bundle.meta
-        sheet = datasheets.get(meta.device)
+        sheet = datasheet_reported(meta.device, datasheets)
+        if sheet is None and meta.peaks is not None:
+            sheet = check(Datasheet, meta.peaks, f"{folder}/meta.json: peaks")
         if sheet is None:
             reason = "there is no datasheet of this name; give one with datasheets=FILE"
             unchecked.append(Unchecked(meta.device, reason))

@@ -110,7 +110,7 @@ def build_cluster(
         kv_token_ticks=coefficient("kv_token_ticks"),
         sequence_ticks=coefficient("sequence_ticks"),
         prompt_ticks=coefficient("prompt_ticks"),
-        prompt_kv_token_ticks=coefficient("prompt_kv_token_ticks"),
+        done_token_ticks=coefficient("done_token_ticks"),
         switch_ticks=coefficient("switch_ticks"),
         envelope=np.stack([ranges(bundle.models[model].envelope) for model in spec.models]),
         quality=quality_matrix(bundle, spec.models, tasks),
@@ -249,8 +249,7 @@ def _step_ticks(
             settings.token_budget,
             f"a step of so many tokens overflows 64 bits with pair_s = {profile.step_time.pair_s}",
         )
-    per_kv_token = step.kv_token_ticks + step.prompt_kv_token_ticks
-    of_each = step.sequence_ticks + per_kv_token * context
+    of_each = step.sequence_ticks + max(step.kv_token_ticks, step.done_token_ticks) * context
     fixed = step.host_ticks + int(step.tokens_ticks[-1]) + step.prompt_ticks + step.switch_ticks
     if fixed + of_each * settings.max_batch + (pairs >> PAIR_SHIFT) > INT64_MAX:
         raise ConfigError(

@@ -188,6 +188,7 @@ def alone_result(cluster: Cluster, workload: Workload, bounds: Bounds, replica: 
     """
     model, budget = int(cluster.replica_model[replica]), int(cluster.token_budget[replica])
     kv, prompt_ticks = int(cluster.kv_token_ticks[model]), int(cluster.prompt_ticks[model])
+    done_ticks = int(cluster.done_token_ticks[model])
     host = int(cluster.host_ticks[model]) + int(cluster.sequence_ticks[model])
     tokens_ticks = cluster.tokens_ticks[model]
     prompt = workload.prompt_tokens.astype(np.int64)
@@ -199,7 +200,8 @@ def alone_result(cluster: Cluster, workload: Workload, bounds: Bounds, replica: 
         chunk = np.minimum(budget, prompt - done)
         pairs = chunk * done + chunk * (chunk + 1) // 2
         pair_ticks = (cluster.pair_ticks_scaled[model] * pairs) >> PAIR_SHIFT
-        step = np.maximum(host + tokens_ticks[chunk] + pair_ticks + prompt_ticks, 1)
+        of_prompt = prompt_ticks + done_ticks * done
+        step = np.maximum(host + tokens_ticks[chunk] + pair_ticks + of_prompt, 1)
         prefill += np.where(left, step, 0)
         done = np.where(left, done + chunk, done)
 

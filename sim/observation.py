@@ -205,16 +205,15 @@ class Observation:
     def _prefill_ticks(self, chunk: Int[Array, " R"]) -> Array:
         """Duration of a step of each replica with a chunk beside those that decode now.
 
-        Without attention among new tokens (rule 12).
+        Without what attention of the chunk takes (rule 12).
         """
         cluster, model = self.cluster, self.cluster.replica_model
         most = cluster.tokens_ticks.shape[1] - 1
-        per_kv_token = cluster.kv_token_ticks[model] + cluster.prompt_kv_token_ticks[model]
         return (
             cluster.host_ticks[model]
             + cluster.tokens_ticks[model, self.xp.minimum(self.decoding + chunk, most)]
             + cluster.sequence_ticks[model] * (self.decoding + 1)
-            + per_kv_token * self.kv_tokens
+            + cluster.kv_token_ticks[model] * self.kv_tokens
             + cluster.prompt_ticks[model]
         )
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from itertools import pairwise
@@ -37,7 +37,7 @@ class StepTime(Spec):
     """Seconds of a step by its counts, those of rule 12 of `docs/simulation.md`.
 
     `host_s + tokens_s(tokens) + sequence_s·sequences + pair_s·pairs + kv_token_s·kv_tokens`, where
-    `tokens_s` is linear between its knots; and `prompt_s + prompt_kv_token_s·kv_tokens` if it
+    `tokens_s` is linear between its knots; and `prompt_s + done_token_s·done_tokens` if it
     computes prompt tokens; and `switch_s` if the device's last step was another replica's.
     """
 
@@ -47,7 +47,7 @@ class StepTime(Spec):
     kv_token_s: Seconds
     sequence_s: Seconds = 0.0
     prompt_s: Seconds = 0.0
-    prompt_kv_token_s: Seconds = 0.0
+    done_token_s: Seconds = 0.0
     switch_s: Seconds = 0.0
 
     @model_validator(mode="after")
@@ -70,6 +70,7 @@ class ModelProfile(Spec):
     max_context: int = Field(ge=2)
     step_time: StepTime
     envelope: Envelope | None
+    replicates: tuple[StepTime, ...] = ()  # fits to other draws of the measurements
 
 
 class TaskQuality(Spec):
@@ -92,15 +93,45 @@ class BundleMeta(Spec):
     created: str  # a date
     sources: tuple[str, ...]
     models: tuple[Name, ...] = Field(min_length=1)
+    environment: dict[str, str] = Field(default_factory=dict)  # versions, driver, clock, ...
+    settings: dict[str, JsonValue] = Field(default_factory=dict)  # of the engine, grid and seed
+    peaks: dict[str, JsonValue] | None = None  # of the device, as in a datasheet; null: see there
+    attachments: dict[str, str] = Field(default_factory=dict)  # SHA-256 of further files, by path
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A profile bundle in memory; `models` has the models of `meta.models`, in that order."""
+    """A profile bundle in memory; `models` has the models of `meta.models`, in that order.
+
+    `attachments` are further files, by their path in the folder: what was measured.
+    """
 
     meta: BundleMeta
     models: Mapping[str, ModelProfile]
     quality: Mapping[str, TaskQuality]
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
+
+    def attached(self, attachments: Mapping[str, bytes]) -> Self:
+        """The bundle with these attachments, by their path in its folder."""
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in attachments.items()}
+        meta = self.meta.model_copy(update={"attachments": digests})
+        return replace(self, meta=meta, attachments=dict(attachments))
+
+    def replicate(self, number: int) -> Self:
+        """The bundle as another draw of its measurements would have had it: its uncertainty.
+
+        Raises:
+            ConfigError: if a model has no such replicate.
+        """
+        drawn = {}
+        for model, profile in self.models.items():
+            count = len(profile.replicates)
+            if not 0 <= number < count:
+                raise ConfigError(f"replicate of {model}", number, f"it has {count}, from 0")
+            drawn[model] = profile.model_copy(
+                update={"step_time": profile.replicates[number], "replicates": ()}
+            )
+        return replace(self, models=drawn)
 
     @cached_property
     def content_hash(self) -> str:
@@ -111,7 +142,7 @@ class Bundle:
     def _documents(self) -> dict[str, Document]:
         """The content of each file, without the hash."""
         return {
-            "meta.json": self.meta.model_dump(mode="json"),
+            "meta.json": self.meta.model_dump(mode="json", exclude_defaults=True),
             "quality.json": {t: q.model_dump(mode="json") for t, q in self.quality.items()},
             # a coefficient of zero is left out: it changes nothing, nor does it the hash
             **{
@@ -131,7 +162,7 @@ class StepTicks:
     kv_token_ticks: int
     sequence_ticks: int
     prompt_ticks: int
-    prompt_kv_token_ticks: int
+    done_token_ticks: int
     switch_ticks: int
     rounding_errors: Mapping[str, float]  # relative, per coefficient; the largest for tokens_s
 
@@ -167,7 +198,7 @@ def load_bundle(path: str) -> Bundle:
             stated,
             f"the bundle was altered; its content has {bundle.content_hash}",
         )
-    return bundle
+    return replace(bundle, attachments=_attachments(folder, bundle_meta, path))
 
 
 def save_bundle(bundle: Bundle, folder: Path) -> None:
@@ -185,11 +216,15 @@ def save_bundle(bundle: Bundle, folder: Path) -> None:
             file = draft / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
+        for name, data in bundle.attachments.items():
+            file = draft / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
 
 
 def step_seconds(
     step_time: StepTime, tokens: int, sequences: int, pairs: int, kv_tokens: int,
-    switches: bool = False,
+    done_tokens: int = 0, switches: bool = False,
 ) -> float:  # fmt: skip
     """Seconds of a step in floating point: what its ticks approximate (rule 12).
 
@@ -200,7 +235,7 @@ def step_seconds(
     total += step_time.sequence_s * sequences
     total += step_time.pair_s * pairs + step_time.kv_token_s * kv_tokens
     if pairs:
-        total += step_time.prompt_s + step_time.prompt_kv_token_s * kv_tokens
+        total += step_time.prompt_s + step_time.done_token_s * done_tokens
     return total + step_time.switch_s * switches
 
 
@@ -218,7 +253,7 @@ def quantise(step_time: StepTime, max_tokens: int, key: str) -> StepTicks:
     exact = np.interp(np.arange(max_tokens + 1), at, seconds) * TICKS_PER_S
     scalars = {
         name: getattr(step_time, name) * TICKS_PER_S
-        for name in ("host_s", "kv_token_s", "sequence_s", "prompt_s", "prompt_kv_token_s",
+        for name in ("host_s", "kv_token_s", "sequence_s", "prompt_s", "done_token_s",
                      "switch_s")
     }  # fmt: skip
     scalars["pair_s"] = step_time.pair_s * TICKS_PER_S * 2**PAIR_SHIFT
@@ -241,7 +276,7 @@ def quantise(step_time: StepTime, max_tokens: int, key: str) -> StepTicks:
         kv_token_ticks=ticks["kv_token_s"],
         sequence_ticks=ticks["sequence_s"],
         prompt_ticks=ticks["prompt_s"],
-        prompt_kv_token_ticks=ticks["prompt_kv_token_s"],
+        done_token_ticks=ticks["done_token_s"],
         switch_ticks=ticks["switch_s"],
         rounding_errors=errors,
     )
@@ -272,6 +307,22 @@ def _relative_error(rounded: int, exact: float) -> float:
 
 def _model_file(model: str) -> str:
     return f"{model}/model.json"
+
+
+def _attachments(folder: Path | Traversable, meta: BundleMeta, path: str) -> dict[str, bytes]:
+    found = {}
+    for name, digest in meta.attachments.items():
+        file = folder.joinpath(*name.split("/"))
+        if not file.is_file():
+            raise ConfigError("profile", path, f"not a complete bundle: {name} is missing")
+        found[name] = file.read_bytes()
+        actual = hashlib.sha256(found[name]).hexdigest()
+        if actual != digest:
+            raise ConfigError(
+                f"{path}/meta.json: attachments.{name}", digest,
+                f"the file was altered; its content has {actual}",
+            )  # fmt: skip
+    return found
 
 
 def _read(folder: Path | Traversable, name: str, path: str) -> Document:

@@ -88,7 +88,7 @@ class Replica(ABC):
         self._kv_token_ticks = int(cluster.kv_token_ticks[model])
         self._sequence_ticks = int(cluster.sequence_ticks[model])
         self._prompt_ticks = int(cluster.prompt_ticks[model])
-        self._prompt_kv_token_ticks = int(cluster.prompt_kv_token_ticks[model])
+        self._done_token_ticks = int(cluster.done_token_ticks[model])
         self._switch_ticks = int(cluster.switch_ticks[model])
         self._envelope: list[list[int]] = cluster.envelope[model].tolist()
         self._hard = hard
@@ -176,10 +176,11 @@ class Replica(ABC):
         self, decodes: int, kv_tokens: int, chunks: list[tuple[Request, int]], switches: bool
     ) -> Step:
         """A step with its duration (rule 12), and whether that was measured."""
-        prefill_tokens = pairs = 0
+        prefill_tokens = pairs = done_tokens = 0
         for request, tokens in chunks:
             prefill_tokens += tokens
             pairs += tokens * request.computed + tokens * (tokens + 1) // 2
+            done_tokens += request.computed
         tokens, sequences = decodes + prefill_tokens, decodes + len(chunks)
         ticks = (
             self._host_ticks
@@ -189,7 +190,7 @@ class Replica(ABC):
             + self._kv_token_ticks * kv_tokens
         )
         if chunks:
-            ticks += self._prompt_ticks + self._prompt_kv_token_ticks * kv_tokens
+            ticks += self._prompt_ticks + self._done_token_ticks * done_tokens
         if switches:
             ticks += self._switch_ticks
         counts = (tokens, sequences, pairs, kv_tokens)

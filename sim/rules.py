@@ -85,7 +85,7 @@ def _cluster(scheduler: Scheduler, reserve: bool, period_s: float) -> Cluster:
         kv_token_ticks=array_to_ticks([0.0001, 0.0002]),
         sequence_ticks=np.zeros(2, np.int64),
         prompt_ticks=np.zeros(2, np.int64),
-        prompt_kv_token_ticks=np.zeros(2, np.int64),
+        done_token_ticks=np.zeros(2, np.int64),
         switch_ticks=np.zeros(2, np.int64),
         envelope=np.stack([ranges(None)] * 2),
         quality=np.array([[0.5, 0.6], [0.8, 1.0]]),

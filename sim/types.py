@@ -61,7 +61,7 @@ class Cluster:
     Replicas are ordered by device, then by model. Times are in ticks. A step of model m takes
     `host_ticks[m] + tokens_ticks[m, tokens] + sequence_ticks[m]·sequences
     + (pair_ticks_scaled[m]·pairs >> PAIR_SHIFT) + kv_token_ticks[m]·kv_tokens`;
-    `prompt_ticks[m] + prompt_kv_token_ticks[m]·kv_tokens` more if it computes prompt tokens; and
+    `prompt_ticks[m] + done_token_ticks[m]·done_tokens` more if it computes prompt tokens; and
     `switch_ticks[m]` more if the last step of its device was another replica's.
     """
 
@@ -85,7 +85,7 @@ class Cluster:
     kv_token_ticks: Int64[np.ndarray, " M"]
     sequence_ticks: Int64[np.ndarray, " M"]
     prompt_ticks: Int64[np.ndarray, " M"]
-    prompt_kv_token_ticks: Int64[np.ndarray, " M"]
+    done_token_ticks: Int64[np.ndarray, " M"]
     switch_ticks: Int64[np.ndarray, " M"]
     envelope: Int64[np.ndarray, "M 4 2"]  # lowest and highest of COUNTS measured; 0, NEVER if none
     quality: Float64[np.ndarray, "M T"]  # in [0, 1]

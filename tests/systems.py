@@ -25,7 +25,7 @@ def make_cluster(
     kv_token_s: Sequence[float] = (0.0,),
     sequence_s: Sequence[float] = (0.0,),
     prompt_s: Sequence[float] = (0.0,),
-    prompt_kv_token_s: Sequence[float] = (0.0,),
+    done_token_s: Sequence[float] = (0.0,),
     switch_s: Sequence[float] = (0.0,),
     envelopes: Sequence[Envelope | None] = (None,),
     quality: Sequence[Sequence[float]] | None = None,
@@ -47,7 +47,7 @@ def make_cluster(
 
     A step of model m takes `step_s[m] + token_s[m]·tokens + sequence_s[m]·sequences +
     pair_s[m]·pairs + kv_token_s[m]·kv_tokens` seconds, `prompt_s[m] +
-    prompt_kv_token_s[m]·kv_tokens` more with prompt tokens, `switch_s[m]` more after another's.
+    done_token_s[m]·done_tokens` more with prompt tokens, `switch_s[m]` more after another's.
     """
     where = [(d, m) for d, models in enumerate(placement) for m in models]
     n_models, n_replicas = len(step_s), len(where)
@@ -81,7 +81,7 @@ def make_cluster(
         kv_token_ticks=array_to_ticks(of_models(kv_token_s)),
         sequence_ticks=array_to_ticks(of_models(sequence_s)),
         prompt_ticks=array_to_ticks(of_models(prompt_s)),
-        prompt_kv_token_ticks=array_to_ticks(of_models(prompt_kv_token_s)),
+        done_token_ticks=array_to_ticks(of_models(done_token_s)),
         switch_ticks=array_to_ticks(of_models(switch_s)),
         envelope=np.broadcast_to(np.stack([*map(ranges, envelopes)]), (n_models, 4, 2)),
         quality=levels if quality is None else np.asarray(quality, float),

@@ -42,8 +42,7 @@ def capacity_rps(observation: Observation) -> Float[Array, " M"]:
     step = cluster.host_ticks[model] + cluster.tokens_ticks[model, xp.astype(tokens, int)]
     step = step + cluster.kv_token_ticks[model] * batch * context
     step = step + cluster.sequence_ticks[model] * batch * (1 + 1 / output)
-    of_prompt = cluster.prompt_ticks[model] + cluster.prompt_kv_token_ticks[model] * batch * context
-    step = step + xp.minimum(batch / output, 1.0) * of_prompt
+    step = step + xp.minimum(batch / output, 1.0) * cluster.prompt_ticks[model]
     rate_rps = tokens / (prompt + output) * TICKS_PER_S / step
     of_model = model == xp.arange(len(cluster.models))[:, None]
     return xp.max(xp.where(of_model, rate_rps, 0.0), axis=1)

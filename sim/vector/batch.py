@@ -8,6 +8,9 @@ from jaxtyping import Array, Bool, Int32, Int64
 from sim.types import Cluster
 from sim.vector.state import Replica
 
+PAIR_BITS = 36  # of a step's work are its attention pairs, see `work_of`
+MOST_PAIRS = (1 << PAIR_BITS) - 1
+MOST_DONE = (1 << (63 - PAIR_BITS)) - 1
 LONGEST = 1 << 21  # tokens of a context; beyond it blocks_of might err
 
 
@@ -34,8 +37,28 @@ class Forming(NamedTuple):
     """The step that a device forms."""
 
     budget: Int32[Array, ""]
-    pairs: Int64[Array, ""]
+    work: Int64[Array, ""]  # of its chunks, see `work_of`
     sequences: Int32[Array, ""]  # requests that take part, if it has prompt tokens
+
+
+def work_of(tokens: Int32[Array, "..."], done: Int32[Array, "..."]) -> Int64[Array, "..."]:
+    """What a chunk of so many tokens after so many computed ones adds to a step (rule 12).
+
+    Its attention pairs in the lower bits, the computed tokens in the upper ones: one sum for both.
+    """
+    wide = tokens.astype(jnp.int64)
+    pairs = wide * done + wide * (wide + 1) // 2
+    return pairs + (done.astype(jnp.int64) << PAIR_BITS)
+
+
+def pairs_of(work: Int64[Array, "..."]) -> Int64[Array, "..."]:
+    """The attention pairs of chunks."""
+    return work & MOST_PAIRS
+
+
+def done_tokens_of(work: Int64[Array, "..."]) -> Int64[Array, "..."]:
+    """The tokens that were computed before chunks."""
+    return work >> PAIR_BITS
 
 
 class Finished(NamedTuple):

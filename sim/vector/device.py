@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.ticks import NEVER
 from sim.types import PAIR_SHIFT, Cluster
+from sim.vector.batch import done_tokens_of, pairs_of
 from sim.vector.envelope import steps_outside
 from sim.vector.rows import pick, total
 from sim.vector.state import BEGIN, ENDED, FORM, LARGEST, LAUNCH, RUN, SCAN, Device, Replica
@@ -75,7 +76,7 @@ def end(
     steps = device.steps.astype(jnp.int32)
     columns, model = where.columns, cluster.replica_model[where.replicas]
     own = jnp.where(on, steps_of(turns, steps), 0)
-    outside = steps_outside(cluster, model, columns, own, device.sequences, device.pairs)
+    outside = steps_outside(cluster, model, columns, own, device.sequences, pairs_of(device.work))
     own = jnp.where(columns.decoding > 0, own, 0)
     columns = columns._replace(
         decode_count=columns.decode_count + own,
@@ -119,7 +120,7 @@ def prepare(
         stage=jnp.where(idle, RUN, jnp.where(quick, LAUNCH, device.stage)),
         chosen=first.astype(jnp.int64),
         budget=jnp.where(quick, zero, device.budget),
-        pairs=jnp.where(quick, zero, device.pairs),
+        work=jnp.where(quick, zero, device.work),
     )
     return _where(on, found, device), on & ~idle & ~quick
 
@@ -178,9 +179,10 @@ def _first_ticks(
     ticks = cluster.host_ticks[model]
     ticks += cluster.tokens_ticks[model, row.decoding + row.step_prefill]
     ticks += cluster.sequence_ticks[model] * sequences
-    ticks += (cluster.pair_ticks_scaled[model] * device.pairs) >> PAIR_SHIFT
+    ticks += (cluster.pair_ticks_scaled[model] * pairs_of(device.work)) >> PAIR_SHIFT
     ticks += cluster.kv_token_ticks[model] * kv_tokens
-    of_prompts = cluster.prompt_ticks[model] + cluster.prompt_kv_token_ticks[model] * kv_tokens
+    done = done_tokens_of(device.work)
+    of_prompts = cluster.prompt_ticks[model] + cluster.done_token_ticks[model] * done
     ticks += jnp.where(prompts, of_prompts, 0)
     switches = (device.last >= 0) & (device.last != device.chosen)
     return jnp.maximum(ticks + jnp.where(switches, cluster.switch_ticks[model], 0), 1)

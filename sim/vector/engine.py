@@ -234,7 +234,7 @@ class Engine:
             item, requests, state, jnp.asarray(site.clusters.cancel_expired)[item.at]
         )
         device = item.advance(
-            device, stage=stage, budget=forming.budget.astype(jnp.int64), pairs=forming.pairs,
+            device, stage=stage, budget=forming.budget.astype(jnp.int64), work=forming.work,
             sequences=forming.sequences.astype(jnp.int64),
         )  # fmt: skip
         starts = event.form & (device.stage == LAUNCH)

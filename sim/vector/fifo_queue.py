@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.transformers_fifo import MARGIN_PERCENT
-from sim.vector.batch import Limits, blocks_of, death_of
+from sim.vector.batch import Limits, blocks_of, death_of, work_of
 from sim.vector.state import (
     BLOCKS,
     CACHED,
@@ -67,7 +67,7 @@ class Scan(NamedTuple):
     budget: Int32[Array, ""]
     running: Int32[Array, ""]
     admissions: Int32[Array, ""]
-    pairs: Int64[Array, ""]
+    work: Int64[Array, ""]
     prefill_tokens: Int32[Array, ""]  # those of the dead
     decode_tokens: Int32[Array, ""]
 
@@ -129,7 +129,6 @@ def scan_queue(
         last_death = jnp.where(first_at >= 0, death, deaths[1])
         moments = jnp.stack([death, last_death, first_at])
         here = (place == jnp.argmin(scan.slots[ID])) & admitted
-        wide, cached = chunk.astype(jnp.int64), facts[F_CACHED]
         to = (replica.head + scan.kept) % queue.shape[0]
         return Scan(
             slots=jnp.where(here, values[:, None], scan.slots),
@@ -144,7 +143,7 @@ def scan_queue(
             budget=scan.budget - jnp.where(admitted, chunk, 0),
             running=scan.running + admitted,
             admissions=scan.admissions + admitted,
-            pairs=scan.pairs + jnp.where(admitted, wide * cached + wide * (wide + 1) // 2, 0),
+            work=scan.work + jnp.where(admitted, work_of(chunk, facts[F_CACHED]), 0),
             prefill_tokens=scan.prefill_tokens + jnp.where(dead, left, 0),
             decode_tokens=scan.decode_tokens + jnp.where(dead, facts[F_MAX] - emitted, 0),
         )

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.ticks import NEVER
 from sim.types import Outcome
-from sim.vector.batch import Batch, Forming, Limits, blocks_of, records_of
+from sim.vector.batch import Batch, Forming, Limits, blocks_of, records_of, work_of
 from sim.vector.fifo_queue import Moment, Scan, Who, asked, holds_back, scan_queue
 from sim.vector.rows import total
 from sim.vector.state import (
@@ -125,7 +125,6 @@ def form(
     chunk = jnp.where(fits, tokens, 0)
     held = view.held + jnp.where(asks & goes, grow, 0) + jnp.where(fits, ask, 0)
     need = jnp.where(stalls, grow, jnp.where(tries & ~fits, ask, 0))
-    wide = chunk.astype(jnp.int64)
     counted = jnp.where(goes, count, 0)
     tried = {
         ID: jnp.where(view.dead, -1, slots[ID]),
@@ -149,7 +148,7 @@ def form(
         budget=budget - total(chunk),
         running=total(stays),
         admissions=replica.admissions,
-        pairs=jnp.sum(wide * view.computed + wide * (wide + 1) // 2),
+        work=jnp.sum(jnp.where(fits, work_of(chunk, view.computed), 0)),
         prefill_tokens=zero,
         decode_tokens=zero,
     )
@@ -188,7 +187,7 @@ def form(
         queue=scan.queue.at[jnp.where(reset, end, queue.shape[0])].set(slots[ID], mode="drop"),
         forming=Forming(
             jnp.where(jnp.any(need > 0), -1, scan.budget),
-            scan.pairs,
+            scan.work,
             decoding + total(fits) + admitted,
         ),
         gone=Leavers(leaves, slots[ID], record),

@@ -14,7 +14,7 @@ from sim.config import ConfigError
 from sim.policy import Policy
 from sim.ticks import NEVER, to_ticks
 from sim.types import Bounds, Cluster, Result, Workload
-from sim.vector.batch import LONGEST
+from sim.vector.batch import LONGEST, MOST_DONE, MOST_PAIRS
 from sim.vector.engine import Engine, replicas_of_devices
 from sim.vector.state import EMITTED, FIRST_AT, LEFT_AT, OUTCOME, Requests, State, to_requests
 
@@ -34,6 +34,13 @@ def engine_for(cluster: Cluster, policy: Policy) -> Engine:
     longest = int(cluster.max_context.max())
     if longest > LONGEST:
         raise ConfigError("cluster.max_context", longest, f"the JAX engine goes to {LONGEST}")
+    for name, most in (("token_budget", MOST_PAIRS), ("max_batch", MOST_DONE)):
+        largest = int(getattr(cluster, name).max())
+        if largest * longest > most:
+            raise ConfigError(
+                f"cluster.{name}", largest,
+                f"with a context of {longest} the JAX engine goes to {most // longest}",
+            )  # fmt: skip
     ring = int((cluster.max_queue.astype(np.int64) + cluster.max_batch).max())
     return Engine(policy, int(cluster.max_batch.max()), ring, cluster.signal_period_ticks > 0)
 

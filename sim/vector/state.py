@@ -49,7 +49,7 @@ register_dataclass(
         "replica_device", "replica_model", "max_batch", "max_queue", "token_budget",
         "max_context", "block_tokens", "kv_blocks", "reserve", "prefix_caching", "alive",
         "host_ticks", "tokens_ticks", "pair_ticks_scaled", "kv_token_ticks", "sequence_ticks",
-        "prompt_ticks", "prompt_kv_token_ticks", "switch_ticks", "envelope", "quality",
+        "prompt_ticks", "done_token_ticks", "switch_ticks", "envelope", "quality",
         "overhead_ticks", "signal_period_ticks", "cancel_expired",
     ],
     meta_fields=[
@@ -120,7 +120,7 @@ class Device(NamedTuple):
     last: Int64[Array, "*d"]  # the position served last once what runs has ended; −1 if none
     chosen: Int64[Array, "*d"]  # the position whose rows are worked on
     budget: Int64[Array, "*d"]  # what the scan has left; −1 if it admits nobody
-    pairs: Int64[Array, "*d"]  # of the step that forms
+    work: Int64[Array, "*d"]  # of the chunks of the step that forms
     sequences: Int64[Array, "*d"]  # of the step that forms, if it has prompt tokens
 
 

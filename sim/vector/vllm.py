@@ -97,7 +97,7 @@ def look(
         ].add(1, mode="drop"),
     )
     before = (item.device.stage == BEGIN) & (item.device.budget < 0)
-    resumed = Forming(item.device.budget.astype(jnp.int32), item.device.pairs, row.running)
+    resumed = Forming(item.device.budget.astype(jnp.int32), item.device.work, row.running)
     forming = where(begins, forming, resumed)
     forming = forming._replace(budget=jnp.where(again | before, -1, forming.budget))
 

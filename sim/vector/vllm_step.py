@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int32, Int64
 
 from sim.ticks import NEVER
 from sim.types import Outcome
-from sim.vector.batch import Batch, Forming, Limits, blocks_of, death_of, records_of
+from sim.vector.batch import Batch, Forming, Limits, blocks_of, death_of, records_of, work_of
 from sim.vector.rows import running_total, total
 from sim.vector.state import (
     CONTEXT,
@@ -221,8 +221,7 @@ def begin(
     takes = tried & (grown - fixed <= free)
     back = last & there & (short | (tried & ~takes))
     tokens = total(jnp.where(takes, chunk, 0))
-    wide = chunk.astype(jnp.int64)
-    pairs = jnp.where(takes, wide * (context - left) + wide * (wide + 1) // 2, 0)
+    work = jnp.where(takes, work_of(chunk, context - left), 0)
     free -= total(jnp.where(takes, grown - fixed, 0))
 
     leaves = gone | back
@@ -256,7 +255,7 @@ def begin(
     changes = Changes(rows, death, leaves, leaves, record)
     # a step that preempted admits nobody
     budget = jnp.where(preempts, -1, budget - tokens)
-    forming = Forming(budget, jnp.sum(pairs), replica.running)
+    forming = Forming(budget, jnp.sum(work), replica.running)
     return replica, changes, forming, more_dead | short, free
 
 
@@ -308,8 +307,7 @@ def scan(
     head_death = jnp.where(there_is, death[ahead], NEVER)
 
     tokens = total(jnp.where(admitted, chunk, 0))
-    wide = chunk.astype(jnp.int64)
-    pairs = jnp.where(admitted, wide * done + wide * (wide + 1) // 2, 0)
+    work = jnp.where(admitted, work_of(chunk, done), 0)
     unused = jnp.where(dropped, heads.facts[:, F_MAX] - emitted, 0)
     spared = done - heads.facts[:, F_CACHED]
     settled = jnp.where(passes, spared + jnp.where(dead, left, 0), 0)
@@ -332,7 +330,7 @@ def scan(
         replica,
         Admitted(admitted, slot, rows, death, dropped, record),
         # whoever runs takes part
-        Forming(budget - tokens, forming.pairs + jnp.sum(pairs), replica.running),
+        Forming(budget - tokens, forming.work + jnp.sum(work), replica.running),
         over,
         head_death,
     )

@@ -106,7 +106,7 @@ def test_what_sequences_and_prompts_take_lowers_the_capacity_and_a_switch_does_n
         return fluid.capacity_rps(replace(seen, cluster=replace(CLUSTER, **changed)))
 
     each = np.full(len(MODELS), to_ticks(1e-4))
-    for name in ("sequence_ticks", "prompt_ticks", "prompt_kv_token_ticks"):
+    for name in ("sequence_ticks", "prompt_ticks"):
         assert (slower(**{name: each}) < plain).all()
     assert (slower(switch_ticks=each) == plain).all()
     # 64 requests of 64 tokens: each step has a decode of every request, and a prompt

@@ -228,9 +228,9 @@ class Oracle:
         ticks += sequences
         self.seen["sequences beside prompts count"] += len(chunks) > 1 and sequences > 0
         if chunks:
-            kv = int(cluster.prompt_kv_token_ticks[model]) * kv_tokens
-            ticks += int(cluster.prompt_ticks[model]) + kv
-            self.seen["decodes beside prompts count"] += kv > 0
+            done = int(cluster.done_token_ticks[model]) * sum(r.computed for r, _ in chunks)
+            ticks += int(cluster.prompt_ticks[model]) + done
+            self.seen["what of a prompt is computed counts"] += done > 0
         return ticks
 
     def outside(self, replica: Replica, decodes: list[Request], chunks: list[Chunk]) -> bool:

@@ -78,7 +78,7 @@ def draw_case(placement: list[list[int]], stale: bool, seed: int, scheduler: Sch
         kv_token_s=pick([0.0, 0.0, 0.003], 3).tolist(),
         sequence_s=pick([0.0, 0.0, 0.125], 3).tolist(),
         prompt_s=pick([0.0, 0.25], 3).tolist(),
-        prompt_kv_token_s=pick([0.0, 0.0, 0.002], 3).tolist(),
+        done_token_s=pick([0.0, 0.0, 0.002], 3).tolist(),
         switch_s=pick([0.0, 0.25, 0.75], 3).tolist(),
         envelopes=[draw_envelope(rng) for _ in range(3)],
         max_queue=8,

@@ -185,7 +185,7 @@ def with_step_time(**coefficients: float) -> Bundle:
     return Bundle(BUNDLE.meta, {**BUNDLE.models, "opt-6.7b": slow}, BUNDLE.quality)
 
 
-@pytest.mark.parametrize("name", ["sequence", "prompt", "prompt_kv_token", "switch", "kv_token"])
+@pytest.mark.parametrize("name", ["sequence", "prompt", "done_token", "switch", "kv_token"])
 def test_every_coefficient_of_a_model_reaches_its_steps(name: str) -> None:
     cluster = build(with_step_time(**{f"{name}_s": 0.25}))
     column = getattr(cluster, f"{name}_ticks")
@@ -198,7 +198,7 @@ def test_every_coefficient_of_a_model_reaches_its_steps(name: str) -> None:
     [
         ({"pair_s": 1e-3}, "of opt-6.7b = 512: .* overflows 64 bits with pair_s = 0.001"),
         ({"kv_token_s": 100.0}, "max_batch of opt-6.7b = 64: .* of 2048 tokens overflows 64 bits"),
-        ({"prompt_kv_token_s": 100.0}, "max_batch of opt-6.7b = 64: .* overflows 64 bits"),
+        ({"done_token_s": 100.0}, "max_batch of opt-6.7b = 64: .* overflows 64 bits"),
         ({"sequence_s": 200_000.0}, "max_batch of opt-6.7b = 64: .* overflows 64 bits"),
         ({"prompt_s": 8e6, "switch_s": 8e6}, "max_batch of opt-6.7b = 64: .* overflows 64 bits"),
     ],

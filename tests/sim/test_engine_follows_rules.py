@@ -44,7 +44,7 @@ SITUATIONS = (
     "an arrival at a snapshot", "a snapshot at the end of a step", "stalled", "skipped waiting",
     "prompt held back", "scan ended without a free block", "reset decoding", "reset prefilling",
     "several reset", "scan repeated", "nobody is admitted", "cancelled while nobody is admitted",
-    "switched", "sequences beside prompts count", "decodes beside prompts count",
+    "switched", "sequences beside prompts count", "what of a prompt is computed counts",
     "outside by tokens alone", "outside by sequences alone", "outside by pairs alone",
     "outside by kv tokens alone",
 )  # fmt: skip
@@ -160,7 +160,7 @@ def draw_cluster(rng: np.random.Generator, workload: Workload) -> Cluster:
         kv_token_s=rng.choice([0.0, GRID_S / 16], n_models),
         sequence_s=rng.choice([0.0, GRID_S / 4], n_models),
         prompt_s=rng.choice([0.0, GRID_S], n_models),
-        prompt_kv_token_s=rng.choice([0.0, GRID_S / 16], n_models),
+        done_token_s=rng.choice([0.0, GRID_S / 16], n_models),
         switch_s=GRID_S * rng.integers(0, 3, n_models),
         envelopes=[draw_envelope(rng) for _ in range(n_models)],
         quality=np.sort(rng.integers(1, 5, (n_models, 2)) / 4, axis=0),

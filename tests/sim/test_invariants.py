@@ -29,7 +29,7 @@ def systems(draw: st.DrawFn) -> tuple[Cluster, Workload, Bounds, object]:
         kv_token_s=[0.001] * n_models,
         sequence_s=[0.002] * n_models,
         prompt_s=[0.1 * m for m in range(n_models)],
-        prompt_kv_token_s=[0.0005] * n_models,
+        done_token_s=[0.0005] * n_models,
         switch_s=[0.25] * n_models,
         max_batch=draw(st.integers(1, 4)),
         max_queue=draw(st.integers(1, 6)),

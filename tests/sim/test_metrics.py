@@ -142,12 +142,10 @@ def test_a_request_alone_takes_the_largest_model_that_is_in_time():
 def test_a_request_alone_fares_as_the_engine_says(
     prompt, output, spare, cached, budget, blocks, reserve, costs
 ):
-    step, token, kv, sequence, prompts, prompts_kv, switch, pair = np.array(costs) / (
-        [1e3] * 7 + [1e7]
-    )
+    step, token, kv, sequence, prompts, done, switch, pair = np.array(costs) / ([1e3] * 7 + [1e7])
     cluster = make_cluster(
         step_s=[step], token_s=[token], pair_s=[pair], kv_token_s=[kv], sequence_s=[sequence],
-        prompt_s=[prompts], prompt_kv_token_s=[prompts_kv], switch_s=[switch],
+        prompt_s=[prompts], done_token_s=[done], switch_s=[switch],
         token_budget=budget, max_batch=1, kv_blocks=blocks, reserve=reserve, overhead_s=0.125,
     )  # fmt: skip
     workload = make_workload(

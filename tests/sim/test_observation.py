@@ -57,15 +57,6 @@ def test_the_time_that_sequences_and_prompts_take_is_predicted(prompt):
     assert seen["ttft_s"][0] == pytest.approx(result.first_token_ticks[0] / 2**40, abs=1e-6)
 
 
-def test_a_prompt_beside_decodes_is_predicted_to_read_their_context_anew():
-    workload = make_workload([0.0, 4.0], prompt=[8, 8], output=10)
-    plain = make_cluster(step_s=[1.0])
-    reads = make_cluster(step_s=[1.0], prompt_kv_token_s=[0.01])
-    (_, (_, late)), (_, (_, later)) = (observations(c, workload, [0]) for c in (plain, reads))
-    # at 4.0 the first has emitted three tokens of which the last is under way, context 8 + 4
-    assert later["ttft_s"][0] - late["ttft_s"][0] == pytest.approx(0.01 * 12)
-
-
 def test_a_round_of_replicas_that_take_turns_is_predicted_with_its_switches():
     rounds = []
 

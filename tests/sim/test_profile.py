@@ -172,7 +172,7 @@ def step_times(draw: st.DrawFn) -> StepTime:
         kv_token_s=draw(coefficient(1e-9, 1e-4)),
         sequence_s=draw(coefficient(1e-7, 1e-2)),
         prompt_s=draw(coefficient(1e-6, 0.1)),
-        prompt_kv_token_s=draw(coefficient(1e-9, 1e-4)),
+        done_token_s=draw(coefficient(1e-9, 1e-4)),
         switch_s=draw(coefficient(1e-6, 0.1)),
     )
 
@@ -183,11 +183,13 @@ def step_times(draw: st.DrawFn) -> StepTime:
     st.integers(1, 64),
     st.integers(0, 10**6),
     st.integers(0, 10**5),
+    st.integers(0, 10**5),
     st.booleans(),
 )
 def test_ticks_stay_within_the_reported_error_of_the_seconds(
-    step_time: StepTime, tokens: int, sequences: int, pairs: int, kv_tokens: int, switches: bool
-) -> None:
+    step_time: StepTime, tokens: int, sequences: int, pairs: int, kv_tokens: int, done_tokens: int,
+    switches: bool,
+) -> None:  # fmt: skip
     if tokens > step_time.tokens_s[-1][0]:
         tokens = step_time.tokens_s[-1][0]
     step = quantise(step_time, tokens, "step_time")
@@ -197,10 +199,11 @@ def test_ticks_stay_within_the_reported_error_of_the_seconds(
         + (step.pair_ticks_scaled * pairs >> PAIR_SHIFT)
         + step.kv_token_ticks * kv_tokens
         + step.sequence_ticks * sequences
-        + (step.prompt_ticks + step.prompt_kv_token_ticks * kv_tokens) * (pairs > 0)
+        + (step.prompt_ticks + step.done_token_ticks * done_tokens) * (pairs > 0)
         + step.switch_ticks * switches
     )
-    exact = step_seconds(step_time, tokens, sequences, pairs, kv_tokens, switches) * TICKS_PER_S
+    counts = (tokens, sequences, pairs, kv_tokens, done_tokens)
+    exact = step_seconds(step_time, *counts, switches) * TICKS_PER_S
     worst = max(step.rounding_errors.values())
     assert worst <= 0.01
     assert abs(ticks - exact) <= (worst + 1e-9) * exact + 1
@@ -219,7 +222,7 @@ def test_zero_stays_zero_without_error() -> None:
         StepTime(host_s=0, tokens_s=((0, 0.0), (4, 1.0)), pair_s=0, kv_token_s=0), 4, "step_time"
     )
     assert (step.host_ticks, step.pair_ticks_scaled, step.kv_token_ticks) == (0, 0, 0)
-    assert (step.sequence_ticks, step.prompt_ticks, step.prompt_kv_token_ticks) == (0, 0, 0)
+    assert (step.sequence_ticks, step.prompt_ticks, step.done_token_ticks) == (0, 0, 0)
     assert step.switch_ticks == 0
     assert step.tokens_ticks.tolist() == [0, *(k * TICKS_PER_S // 4 for k in (1, 2, 3, 4))]
     assert set(step.rounding_errors.values()) == {0.0}
@@ -232,7 +235,7 @@ def test_zero_stays_zero_without_error() -> None:
         ("kv_token_s", 0.2 / TICKS_PER_S),
         ("sequence_s", 1.3 / TICKS_PER_S),
         ("prompt_s", 1.3 / TICKS_PER_S),
-        ("prompt_kv_token_s", 0.2 / TICKS_PER_S),
+        ("done_token_s", 0.2 / TICKS_PER_S),
         ("switch_s", 1.3 / TICKS_PER_S),
         ("pair_s", 1.3 / TICKS_PER_S / 2**PAIR_SHIFT),
         ("tokens_s", ((0, 0.0), (512, 600 / TICKS_PER_S))),
@@ -254,10 +257,10 @@ def test_step_seconds_follow_the_formula() -> None:
     assert seconds == pytest.approx(1e-3 + 0.016 + 1000 * 1e-9 + 500 * 2e-8)
     longer = StepTime(
         host_s=0.0, tokens_s=((0, 0.0), (512, 0.0)), pair_s=0.0, kv_token_s=0.0,
-        sequence_s=1e-3, prompt_s=0.1, prompt_kv_token_s=1e-4, switch_s=0.5,
+        sequence_s=1e-3, prompt_s=0.1, done_token_s=1e-4, switch_s=0.5,
     )  # fmt: skip
     assert step_seconds(longer, 7, 7, 0, 500) == pytest.approx(7e-3)
-    assert step_seconds(longer, 7, 2, 15, 500) == pytest.approx(2e-3 + 0.1 + 0.05)
+    assert step_seconds(longer, 7, 2, 15, 40, 500) == pytest.approx(2e-3 + 0.1 + 0.05)
     assert step_seconds(longer, 7, 7, 0, 500, switches=True) == pytest.approx(7e-3 + 0.5)
 
 
@@ -275,7 +278,7 @@ def test_a_coefficient_that_is_zero_leaves_the_hash_as_it_was_and_another_change
 
 def test_a_bundle_with_every_coefficient_loads_as_it_was(tmp_path: Path) -> None:
     tiny = bundle().models["tiny"]
-    more = {"sequence_s": 1e-4, "prompt_s": 2e-3, "prompt_kv_token_s": 3e-8, "switch_s": 0.1}
+    more = {"sequence_s": 1e-4, "prompt_s": 2e-3, "done_token_s": 3e-8, "switch_s": 0.1}
     step_time = StepTime(**{**tiny.step_time.model_dump(), **more})
     models = {"tiny": tiny.model_copy(update={"step_time": step_time})}
     save_bundle(Bundle(bundle().meta, models, bundle().quality), tmp_path / "cpu")

@@ -50,11 +50,11 @@ def test_a_stalled_request_takes_no_part_in_a_step():
     assert result.preemptions.tolist() == [0, 0, 1]
 
 
-def test_a_step_with_prompt_tokens_takes_longer_and_reads_the_context_of_its_decodes_anew():
-    cluster = make_cluster(prompt_s=[0.5], prompt_kv_token_s=[0.01], token_budget=6, max_batch=4)
+def test_a_step_with_prompt_tokens_takes_longer_and_reads_what_is_computed_of_them():
+    cluster = make_cluster(prompt_s=[0.5], done_token_s=[0.01], token_budget=6, max_batch=4)
     result = run(cluster, make_workload([0, 0.1], prompt=[5, 8], output=[4, 1]))
-    # 5 | 5 beside a decode of context 6 | 3 beside context 7 | a decode
-    ends = [1.5, 1.5 + 1.56, 1.5 + 1.56 + 1.57, 1.5 + 1.56 + 1.57 + 1.0]
+    # 5 | 5 beside a decode | 3 after those 5 | a decode
+    ends = [1.5, 1.5 + 1.5, 1.5 + 1.5 + 1.55, 1.5 + 1.5 + 1.55 + 1.0]
     assert seconds(result.steps.end_ticks) == pytest.approx(ends)
 
 

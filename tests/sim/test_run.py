@@ -91,7 +91,7 @@ def test_a_run_writes_requests_steps_summary_and_timeline(finished):
     assert profile["kind"] == "analytic"
     assert set(profile["rounding_errors"]["opt-6.7b"]) == {
         "host_s", "tokens_s", "pair_s", "kv_token_s", "sequence_s", "prompt_s",
-        "prompt_kv_token_s", "switch_s",
+        "done_token_s", "switch_s",
     }  # fmt: skip
     assert max(max(e.values()) for e in profile["rounding_errors"].values()) <= 0.01
     assert len(steps["end_s"]) == summary["provenance"]["steps"]

@@ -1,0 +1,195 @@
+"""Times steps of given shapes on a real engine, over and over, until their medians are known.
+
+The shapes are visited in rounds, in a new order each, so that a drift of the machine spreads over
+all of them. Every sample is kept, outliers too, in a journal from which a killed run goes on.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import Field
+from scipy import stats
+
+from calibrate.engine import Engine, Step
+from calibrate.machine import Gauge
+from calibrate.shapes import Shape, counts
+from sim.config import ConfigError, Spec
+
+OTHERS_BATCH, OTHERS_CONTEXT = 4, 100  # of the steps that other models compute in between
+
+
+class RepeatSpec(Spec):
+    """How often a shape is timed."""
+
+    interval: float = Field(gt=0, lt=1)  # half-width aimed at, relative to the median, at 95 %
+    least: int = Field(ge=5)  # samples of a shape
+    most: int = Field(ge=5)
+    visit: int = Field(ge=1)  # samples taken in a row, after one that is thrown away
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed step; times in seconds, clock in MHz, temperature in °C (None: not to be had)."""
+
+    round: int
+    prepare_s: float
+    compute_s: float
+    update_s: float
+    device_s: float | None
+    clock_mhz: float | None
+    temperature_c: float | None
+
+    @property
+    def step_s(self) -> float:
+        """The whole step."""
+        return self.prepare_s + self.compute_s + self.update_s
+
+
+class Journal:
+    """The samples of one model's shapes, written as they come; a file of JSON lines."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        """Open a journal, or begin one; `key` says what was asked for.
+
+        Raises:
+            ConfigError: if the journal that is there belongs to another calibration.
+        """
+        self.samples: dict[str, list[Sample]] = {}
+        if path.exists():
+            self._read(path, key)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"key": key}) + "\n", "utf-8")
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, shape: str, samples: Sequence[Sample]) -> None:
+        """Keep the samples of a visit."""
+        self.samples.setdefault(shape, []).extend(samples)
+        rows = [asdict(sample) for sample in samples]
+        self._file.write(json.dumps({"shape": shape, "samples": rows}) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _read(self, path: Path, key: str) -> None:
+        whole, _, torn = path.read_text("utf-8").rpartition("\n")
+        first, *rows = whole.splitlines() or [json.dumps({"key": None})]
+        if json.loads(first)["key"] != key:
+            raise ConfigError(
+                "resume",
+                str(path),
+                "belongs to a calibration with other settings; false begins anew",
+            )
+        for row in map(json.loads, rows):
+            samples = [Sample(**sample) for sample in row["samples"]]
+            self.samples.setdefault(row["shape"], []).extend(samples)
+        if torn:  # the run was killed while it wrote this line
+            path.write_text(whole + "\n", "utf-8")
+
+
+def measure(
+    engine: Engine, others: Sequence[Engine], shapes: Sequence[Shape], repeat: RepeatSpec,
+    journal: Journal, gauge: Gauge, seed: int, progress: Callable[[float], None],
+) -> None:  # fmt: skip
+    """Time the shapes until each is known well enough, or was timed often enough.
+
+    Args:
+        engine: The model's.
+        others: Engines of the device's other models.
+        shapes: What to time.
+        repeat: How often.
+        journal: Where samples go; those that it has count.
+        gauge: Reads the device's clock and temperature.
+        seed: For the order of shapes.
+        progress: Told after each visit which share of the work is done, at the least.
+    """
+    names = [name(shape) for shape in shapes]
+    taken = journal.samples
+    number = 1 + max((s.round for samples in taken.values() for s in samples), default=-1)
+    while pending := [i for i, n in enumerate(names) if not enough(taken.get(n, []), repeat)]:
+        left = set(pending)
+        for index in np.random.default_rng((seed, number)).permutation(pending):
+            shape = shapes[index]
+            journal.add(names[index], _visit(engine, others, shape, repeat, gauge, number))
+            if enough(taken[names[index]], repeat):
+                left.remove(index)
+            missing = sum(1 - len(taken.get(names[i], [])) / repeat.most for i in left)
+            progress(1 - missing / len(shapes))
+        number += 1
+    progress(1.0)
+
+
+def name(shape: Shape) -> str:
+    """A shape as text, the key of its samples."""
+    return json.dumps([shape.contexts, shape.chunks, shape.switched], separators=(",", ":"))
+
+
+def enough(samples: Sequence[Sample], repeat: RepeatSpec) -> bool:
+    """Whether a shape needs no more samples."""
+    if len(samples) < repeat.least:
+        return False
+    if len(samples) >= repeat.most:
+        return True
+    seconds = np.array([sample.step_s for sample in samples])
+    low, high = median_interval(seconds)
+    return bool((high - low) / 2 <= repeat.interval * np.median(seconds))
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float]:
+    """A 95 % interval of the median from order statistics (at least; binomial, no distribution)."""
+    values = np.sort(values)
+    rank = int(stats.binom.ppf(0.025, len(values), 0.5))
+    low = max(rank - 1, 0)
+    return float(values[low]), float(values[len(values) - 1 - low])
+
+
+def _visit(
+    engine: Engine, others: Sequence[Engine], shape: Shape, repeat: RepeatSpec, gauge: Gauge,
+    number: int,
+) -> list[Sample]:  # fmt: skip
+    samples = []
+    for index in range(repeat.visit + 1):
+        if shape.switched:
+            for other in others:
+                _time(other, Shape(contexts=(OTHERS_CONTEXT,) * OTHERS_BATCH))
+        step = _time(engine, shape)
+        if index:
+            samples.append(
+                Sample(
+                    round=number,
+                    prepare_s=step.prepared_s - step.begin_s,
+                    compute_s=step.computed_s - step.prepared_s,
+                    update_s=step.end_s - step.computed_s,
+                    device_s=step.device_s,
+                    clock_mhz=None,
+                    temperature_c=None,
+                )
+            )
+    state = gauge.read()
+    return [
+        Sample(
+            **{**asdict(each), "clock_mhz": state.clock_mhz, "temperature_c": state.temperature_c}
+        )
+        for each in samples
+    ]
+
+
+def _time(engine: Engine, shape: Shape) -> Step:
+    """One step of exactly this shape, from an empty engine to an empty one."""
+    for i, context in enumerate(shape.contexts):
+        engine.place(f"decode-{i}", context, 0)
+    for i, (done, tokens) in enumerate(shape.chunks):
+        engine.place(f"prompt-{i}", done, tokens)
+    step = engine.step()
+    engine.clear()
+    if step is None or counts(step.pieces) != shape.counts:
+        raise RuntimeError(f"{engine.name}: asked for {shape.counts}, the engine formed {step}")
+    return step

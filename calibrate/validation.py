@@ -1,0 +1,213 @@
+"""How wrong a bundle is: fresh steps against its model, a workload against the simulator."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float64
+from pydantic import Field
+
+from calibrate import fit, microbench
+from calibrate.bundle import Measured, step_table
+from calibrate.engine import Engine
+from calibrate.fit import Errors
+from calibrate.loopback import (
+    LoopbackSpec,
+    Played,
+    Requests,
+    Times,
+    capacity_rps,
+    deploy,
+    draw,
+    play,
+    predict,
+    unlike_steps,
+)
+from calibrate.machine import Gauge
+from calibrate.microbench import Journal, RepeatSpec
+from calibrate.shapes import GridSpec, Limits, shapes
+from calibrate.sharing import Sharing
+from sim.config import Spec
+from sim.profile import Bundle
+from sim.ticks import TICKS_PER_S
+
+KINDS: Mapping[str, Callable[[Times], Float64[np.ndarray, " N"]]] = {
+    "time to first token": lambda times: times.ttft_s,
+    "time per output token": lambda times: times.tpot_s,
+    "end-to-end latency": lambda times: times.e2e_s,
+}
+STATISTICS: Mapping[str, Callable[[np.ndarray], float]] = {
+    "mean": lambda values: float(values.mean()),
+    "P50": lambda values: float(np.percentile(values, 50)),
+    "P90": lambda values: float(np.percentile(values, 90)),
+    "P95": lambda values: float(np.percentile(values, 95)),
+    "P99": lambda values: float(np.percentile(values, 99)),
+}
+HELD_TO = ("P50", "P95")  # statistics that the aim for latencies is about
+
+
+class Aims(Spec):
+    """The largest errors with which the command ends well, relative."""
+
+    median: float = Field(gt=0)  # of a step's time on fresh shapes, by model
+    p95: float = Field(gt=0)
+    latency: float = Field(gt=0)  # of P50 and P95; or the spread of the real runs, if that is more
+
+
+class Row(Spec):
+    """One statistic of one kind of latency, in seconds: simulated and in each real run."""
+
+    kind: str
+    statistic: str
+    simulated_s: float
+    real_s: tuple[float, ...]
+
+    @property
+    def middle_s(self) -> float:
+        """The median of the real runs."""
+        return float(np.median(self.real_s))
+
+    @property
+    def error(self) -> float:
+        """Simulated against real, relative."""
+        return self.simulated_s / self.middle_s - 1
+
+    @property
+    def spread(self) -> float:
+        """How far real runs lie from their median, at the most, relative."""
+        return max(abs(each / self.middle_s - 1) for each in self.real_s)
+
+    def within(self, aim: float) -> bool:
+        """Whether the error is within the aim, or within the spread of real runs."""
+        return abs(self.error) <= max(aim, self.spread)
+
+
+@dataclass(frozen=True, eq=False)
+class LoopbackRun:
+    """A workload at one load: simulated once, real several times."""
+
+    load: float
+    rate_rps: float
+    requests: Requests
+    simulated: Times
+    played: tuple[Played, ...]
+    unlike_steps: int  # that the simulator's scheduler forms otherwise
+    steps: int
+    simulated_busy_s: float
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Every statistic of every kind of latency."""
+        return tuple(
+            Row(
+                kind=kind,
+                statistic=statistic,
+                simulated_s=of(values(self.simulated)),
+                real_s=tuple(of(values(each.times)) for each in self.played),
+            )
+            for kind, values in KINDS.items()
+            for statistic, of in STATISTICS.items()
+        )
+
+    @property
+    def late_s(self) -> float:
+        """99th percentile of how late requests were queued; steps that run delay it."""
+        return float(np.percentile(np.concatenate([p.send_late_s for p in self.played]), 99))
+
+
+@dataclass(frozen=True, eq=False)
+class Validation:
+    """All that was found."""
+
+    bundle: Bundle
+    aims: Aims
+    fresh: Mapping[str, Errors]  # by model
+    runs: tuple[LoopbackRun, ...]
+    sharing: Sharing | None  # None: one model has nobody to share with
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """The aims that were missed."""
+        found = []
+        for model, errors in self.fresh.items():
+            for name in ("median", "p95"):
+                value, aim = getattr(errors, name), getattr(self.aims, name)
+                if value > aim:
+                    found.append(f"{model}: {name} of fresh steps {value:.1%} > {aim:.0%}")
+        for run in self.runs:
+            if run.unlike_steps:
+                found.append(f"load {run.load}: {run.unlike_steps} of {run.steps} steps unlike")
+            for row in run.rows:
+                if row.statistic in HELD_TO and not row.within(self.aims.latency):
+                    found.append(
+                        f"load {run.load}: {row.statistic} {row.kind} {row.error:+.1%} "
+                        f"(real runs differ by {row.spread:.1%})"
+                    )
+        return tuple(found)
+
+
+def fresh_errors(
+    bundle: Bundle, engines: Sequence[Engine], count: int, repeat: RepeatSpec, seed: int,
+    folder: Path, progress: Callable[[str, float], None],
+) -> dict[str, Errors]:  # fmt: skip
+    """Errors of the bundle's step times on shapes drawn anew, within what it covers."""
+    found = {}
+    gauge = Gauge(engines[0].device)
+    for engine in engines:
+        profile = bundle.models[engine.name]
+        measured = bundle.meta.settings["grid"]
+        assert isinstance(measured, dict)
+        longest = max(int(c) for c in np.atleast_1d(np.array(measured["contexts"])))
+        grid = GridSpec(
+            decodes=(), contexts=(min(longest, engine.max_context - 2),), prompts=(), done=(),
+            random=4 * count, switched=0,
+        )  # fmt: skip
+        limits = Limits(
+            max_batch=engine.spec.max_batch, token_budget=engine.spec.token_budget,
+            max_context=engine.max_context, kv_tokens=int(0.8 * engine.kv_capacity_tokens),
+        )  # fmt: skip
+        wanted = shapes(grid, limits, seed, others=False)
+        inside = [shape for shape in wanted if _inside(profile.envelope, shape.counts)][:count]
+        others = [other for other in engines if other is not engine]
+        with Journal(folder / f"{engine.name}.jsonl", f"fresh {seed}") as journal:
+            microbench.measure(
+                engine, others, inside, repeat, journal, gauge, seed,
+                lambda share, name=engine.name: progress(name, share),  # type: ignore[misc]
+            )  # fmt: skip
+            table = step_table(Measured(inside, journal.samples))
+        found[engine.name] = fit.summary(fit.predict(profile.step_time, table) / table.step_s - 1)
+    return found
+
+
+def loop_back(
+    bundle: Bundle, engines: Sequence[Engine], spec: LoopbackSpec, seed: int,
+    progress: Callable[[int], None],
+) -> LoopbackRun:  # fmt: skip
+    """One workload on the engines and in the simulator."""
+    cluster = deploy(bundle, engines)
+    rate = spec.load * capacity_rps(cluster, spec, seed)
+    requests = draw(spec, len(engines), rate, seed)
+    simulated, result = predict(cluster, requests)
+    played = []
+    for number in range(spec.repeats):
+        played.append(play(engines, requests, seed))
+        progress(number + 1)
+    unlike = [unlike_steps(each, requests, cluster) for each in played]
+    steps = result.steps
+    assert steps is not None
+    return LoopbackRun(
+        load=spec.load, rate_rps=rate, requests=requests, simulated=simulated,
+        played=tuple(played), unlike_steps=sum(u for u, _ in unlike),
+        steps=sum(n for _, n in unlike),
+        simulated_busy_s=float((steps.end_ticks - steps.start_ticks).sum() / TICKS_PER_S),
+    )  # fmt: skip
+
+
+def _inside(envelope: object, counts: object) -> bool:
+    names = ("tokens", "sequences", "pairs", "kv_tokens")
+    return all(
+        low <= getattr(counts, name) <= high
+        for name in names
+        for low, high in [getattr(envelope, name)]
+    )
