@@ -317,6 +317,12 @@ def keep_freed_memory() -> bool:
     return all(done)
 
 
+def spare_the_collector() -> None:
+    """Keep Python's garbage collector from walking what is loaded now: its pauses are steps'."""
+    gc.collect()
+    gc.freeze()
+
+
 def _refuse_unlike(name: str, model: nn.Module, config: object) -> None:
     """Refuse models whose attention the ragged kernel does not compute."""
     kinds = set(getattr(config, "layer_types", None) or ())

@@ -36,7 +36,6 @@ class LoopbackSpec(Spec):
     """The workload: Poisson arrivals, lengths drawn evenly, each engine as likely as the next."""
 
     requests: int = Field(ge=10)
-    load: float = Field(gt=0)  # of the rate that the simulator says the device can just serve
     prompt_tokens: tuple[int, int]
     output_tokens: tuple[int, int]
     repeats: int = Field(ge=2)  # of the real run, to know how far it differs from itself

@@ -159,8 +159,8 @@ def _visit(
     for index in range(repeat.visit + 1):
         if shape.switched:
             for other in others:
-                _time(other, Shape(contexts=(OTHERS_CONTEXT,) * OTHERS_BATCH))
-        step = _time(engine, shape)
+                time_step(other, Shape(contexts=(OTHERS_CONTEXT,) * OTHERS_BATCH))
+        step = time_step(engine, shape)
         if index:
             samples.append(
                 Sample(
@@ -182,7 +182,7 @@ def _visit(
     ]
 
 
-def _time(engine: Engine, shape: Shape) -> Step:
+def time_step(engine: Engine, shape: Shape) -> Step:
     """One step of exactly this shape, from an empty engine to an empty one."""
     for i, context in enumerate(shape.contexts):
         engine.place(f"decode-{i}", context, 0)

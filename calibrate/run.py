@@ -19,7 +19,7 @@ from rich.table import Table
 from calibrate import bundle as files
 from calibrate import fit, machine, microbench
 from calibrate.bundle import Measured
-from calibrate.engine import PINNED, Engine, EngineSpec
+from calibrate.engine import PINNED, Engine, EngineSpec, spare_the_collector
 from calibrate.microbench import Journal, RepeatSpec
 from calibrate.models import Dtype, model_name
 from calibrate.ragged_attention import NAME as ATTENTION
@@ -276,6 +276,7 @@ def main(config: DictConfig) -> None:
         torch.set_num_threads(spec.threads)
         with console.status("loading the models …"):
             engines = load_engines(spec, device)
+        spare_the_collector()
         measured = measure(spec, engines, console)
         bundle = make_bundle(spec, engines, measured, command.line("calibrate.run"))
         save_bundle(bundle, Path(spec.out))

@@ -121,7 +121,8 @@ def _regular(grid: GridSpec) -> Iterator[Shape]:
 
 def _random(grid: GridSpec, limits: Limits, seed: int) -> Iterator[Shape]:
     """Mixed steps with unlike contexts: batch, mean context, chunks, their tokens, tokens done."""
-    draws = qmc.Sobol(5, seed=seed).random(grid.random) if grid.random else np.zeros((0, 5))
+    power = max(grid.random - 1, 0).bit_length()
+    draws = qmc.Sobol(5, seed=seed).random_base2(power)[: grid.random]
     rng = np.random.default_rng(seed)
     most_context = min(limits.max_context - 2, max(grid.contexts))
     for batch, context, chunks, prompt, done in draws:

@@ -181,12 +181,15 @@ def fresh_errors(
 
 
 def loop_back(
-    bundle: Bundle, engines: Sequence[Engine], spec: LoopbackSpec, seed: int,
+    bundle: Bundle, engines: Sequence[Engine], spec: LoopbackSpec, load: float, seed: int,
     progress: Callable[[int], None],
 ) -> LoopbackRun:  # fmt: skip
-    """One workload on the engines and in the simulator."""
+    """One workload on the engines and in the simulator.
+
+    `load` is a share of the rate that the simulator says the device can just serve.
+    """
     cluster = deploy(bundle, engines)
-    rate = spec.load * capacity_rps(cluster, spec, seed)
+    rate = load * capacity_rps(cluster, spec, seed)
     requests = draw(spec, len(engines), rate, seed)
     simulated, result = predict(cluster, requests)
     played = []
@@ -197,7 +200,7 @@ def loop_back(
     steps = result.steps
     assert steps is not None
     return LoopbackRun(
-        load=spec.load, rate_rps=rate, requests=requests, simulated=simulated,
+        load=load, rate_rps=rate, requests=requests, simulated=simulated,
         played=tuple(played), unlike_steps=sum(u for u, _ in unlike),
         steps=sum(n for _, n in unlike),
         simulated_busy_s=float((steps.end_ticks - steps.start_ticks).sum() / TICKS_PER_S),
