@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sim.envelope import ranges
 from sim.types import PAIR_SHIFT, Cluster, Outcome
 
 
@@ -91,6 +92,7 @@ class Replica(ABC):
         self._done_token_ticks = int(cluster.done_token_ticks[model])
         self._switch_ticks = int(cluster.switch_ticks[model])
         self._envelope: list[list[int]] = cluster.envelope[model].tolist()
+        self._bounded = bool((cluster.envelope[model] != ranges(None)).any())
         self._hard = hard
         self._leave = leave
 
@@ -194,7 +196,7 @@ class Replica(ABC):
         if switches:
             ticks += self._switch_ticks
         counts = (tokens, sequences, pairs, kv_tokens)
-        outside = any(
+        outside = self._bounded and any(
             n < low or n > high for n, (low, high) in zip(counts, self._envelope, strict=True)
         )
         return Step(self, decodes, chunks, prefill_tokens, kv_tokens, max(ticks, 1), outside)
