@@ -12,10 +12,15 @@ QUICK := resume=false pool=32 validation=16 assess_every=3 save_every=3 \
 	agent.dqn.iterations=3 agent.practice.clusters=8 agent.practice.requests=2000
 
 OUT ?= outputs/gpu
+STAGES ?= calibrate validate rollout training router
+DEVICE ?= cuda
+GPU_MODELS ?= [opt-125m,opt-1.3b,opt-6.7b]
+CALIBRATE ?= repeat.most=24
+VALIDATE ?=
 VECTOR_CLUSTERS ?= 1024,16384
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint bench gpu clean help
+.PHONY: run test lint bench gpu gpu-calibrate gpu-validate gpu-rollout gpu-training gpu-router clean help
 
 run: $(INSTALLED)  ## train a router, compare it with the others, report
 	$(BIN)/python -m agent.train name=quick $(QUICK)
@@ -32,14 +37,34 @@ lint: $(INSTALLED_TEST)  ## style and types only
 bench: $(INSTALLED_TEST)  ## how fast the engine is on this machine
 	$(BIN)/python -m pytest tests/benchmarks
 
-gpu:  ## speed and training on a GPU, with the interpreter given: make gpu PYTHON=python3
+gpu:  ## calibrate, validate, measure, train on a GPU: make gpu PYTHON=python3 (STAGES="...")
 	mkdir -p $(OUT)
+	for stage in $(STAGES); do $(MAKE) --no-print-directory gpu-$$stage || exit; done
+
+# The stages of `make gpu`, each within nine minutes.
+gpu-calibrate:
+	timeout 540 $(PYTHON) -m calibrate.run device=$(DEVICE) models=$(GPU_MODELS) \
+		out=$(OUT)/bundle $(CALIBRATE)
+	tar -czf $(OUT)/bundle.tar.gz -C $(OUT) bundle bundle.run
+
+gpu-validate:
+	timeout 540 $(PYTHON) -m calibrate.validate_bundle device=$(DEVICE) profile=$(OUT)/bundle \
+		output_dir=$(OUT)/validation $(VALIDATE) || test $$? -eq 1
+	$(PYTHON) -m calibrate.validate_roofline profiles=$(OUT)
+	tar -czf $(OUT)/validation.tar.gz -C $(OUT) validation
+
+gpu-rollout:
 	BENCH_JSON=$(OUT)/vector.json VECTOR_CLUSTERS=$(VECTOR_CLUSTERS) \
 		timeout 540 $(PYTHON) -m pytest -q tests/benchmarks/test_vector.py
+
+gpu-training:
 	BENCH_JSON=$(OUT)/training.json \
 		timeout 540 $(PYTHON) -m pytest -q tests/benchmarks/test_training.py
+
+gpu-router:
 	timeout --signal=TERM 540 $(PYTHON) -m agent.train name=gpu output_dir=$(OUT)/train \
 		agent.practice.clusters=256 agent.dqn.updates=2000 || test $$? -eq 124
+	tar -czf $(OUT)/train.tar.gz -C $(OUT) train
 
 clean:  ## remove what these commands made, the environment included
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache \

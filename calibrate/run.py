@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,17 +36,26 @@ from sim.profile import (
     save_bundle,
 )
 
+USUAL: Mapping[str, dict[str, object]] = {
+    "cpu": {"max_batch": 16, "token_budget": 256, "kv_tokens": 8192, "dtype": "float32"},
+    "cuda": {"max_batch": 64, "token_budget": 512, "dtype": "bfloat16"},
+}
 KEPT_FREE = 0.2  # of the KV cache: with fewer free blocks the engine holds prompts back
 
 
 class EngineSettings(Spec):
-    """Settings of every engine."""
+    """Settings of every engine; null: as `USUAL` for the kind of device."""
 
-    max_batch: int = Field(ge=1)
-    token_budget: int = Field(ge=1)
+    max_batch: int | None = Field(ge=1)
+    token_budget: int | None = Field(ge=1)
     block_tokens: int = Field(ge=4)
-    kv_tokens: int | None = Field(ge=4)  # null: a share of the memory that the weights leave
-    dtype: Dtype
+    kv_tokens: int | None = Field(ge=4)  # null on a GPU: a share of the memory that weights leave
+    dtype: Dtype | None
+
+    def on(self, device: torch.device) -> "EngineSettings":
+        """These settings, settled for a device."""
+        given = {name: value for name, value in self if value is not None}
+        return self.model_copy(update=USUAL[device.type] | given)
 
 
 class QualitySource(Spec):
@@ -169,13 +178,13 @@ def make_bundle(
         kind="measured",
         device=machine.device_name(device),
         memory_bytes=machine.memory_bytes(device),
-        dtype=spec.engine.dtype,
+        dtype=engines[0].spec.dtype,
         command=origin,
         created=datetime.now(UTC).date().isoformat(),
         sources=("timed on this device by calibrate.run", _quality_source(spec)),
         models=tuple(profiles),
         environment=machine.environment(device),
-        peaks=machine.peaks(device, spec.engine.dtype),
+        peaks=machine.peaks(device, engines[0].spec.dtype),
         settings={
             "engine": {
                 **spec.engine.model_dump(mode="json"), **PINNED, "attention": ATTENTION,
@@ -274,6 +283,7 @@ def main(config: DictConfig) -> None:
         _quality(spec, tuple(names))
         device = machine.find_device(spec.device)
         torch.set_num_threads(spec.threads)
+        spec = spec.model_copy(update={"engine": spec.engine.on(device)})
         with console.status("loading the models …"):
             engines = load_engines(spec, device)
         spare_the_collector()

@@ -1,10 +1,13 @@
 """Models small enough for tests, and the engine on them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is nothing is refused at once
 
 NEEDS = "needs the engine: pip install -c constraints.txt -e '.[live]'"
 torch = pytest.importorskip("torch", reason=NEEDS)
