@@ -27,7 +27,7 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from calibrate import ragged_attention
-from calibrate.models import Dtype, load_model, model_name
+from calibrate.weights import Dtype, load_model, model_name
 from sim.config import ConfigError, Spec
 
 NO_STOP = -1  # as an end-of-sequence token: every answer has its full length

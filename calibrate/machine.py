@@ -62,6 +62,21 @@ def find_device(name: str) -> torch.device:
     raise ConfigError("device", name, f"PyTorch finds here: {', '.join(here)}")
 
 
+def use_cores(threads: int, cores: tuple[int, ...] | None) -> None:
+    """Let PyTorch compute on so many threads, and this process run on these cores alone.
+
+    Raises:
+        ConfigError: if this process may not run on one of them.
+    """
+    torch.set_num_threads(threads)
+    if cores is None:
+        return
+    allowed = os.sched_getaffinity(0)
+    if not cores or not set(cores) <= allowed:
+        raise ConfigError("cores", list(cores), f"some of {sorted(allowed)}")
+    os.sched_setaffinity(0, cores)
+
+
 def device_name(device: torch.device) -> str:
     """What the device calls itself."""
     if device.type == "cuda":
@@ -79,6 +94,11 @@ def memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def peak_memory_bytes(device: torch.device) -> int | None:
+    """The most that PyTorch has held on the device so far; None on a CPU."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else None
+
+
 def environment(device: torch.device) -> dict[str, str]:
     """What else a step's time may depend on: driver, versions, threads."""
     found = {
@@ -88,6 +108,7 @@ def environment(device: torch.device) -> dict[str, str]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "threads": str(torch.get_num_threads()),
+        "cores": str(len(os.sched_getaffinity(0))),
     }
     if device.type == "cuda":
         found["cuda"] = str(torch.version.cuda)

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from calibrate import bundle as files
@@ -21,9 +19,10 @@ from calibrate import fit, machine, microbench
 from calibrate.bundle import Measured
 from calibrate.engine import PINNED, Engine, EngineSpec, spare_the_collector
 from calibrate.microbench import Journal, RepeatSpec
-from calibrate.models import Dtype, model_name
+from calibrate.progress import bars
 from calibrate.ragged_attention import NAME as ATTENTION
-from calibrate.shapes import GridSpec, Limits, shapes
+from calibrate.shapes import GridSpec, limits_of, shapes
+from calibrate.weights import Dtype, model_name
 from sim import command
 from sim.config import ConfigError, Spec, check
 from sim.profile import (
@@ -40,7 +39,6 @@ USUAL: Mapping[str, dict[str, object]] = {
     "cpu": {"max_batch": 16, "token_budget": 256, "kv_tokens": 8192, "dtype": "float32"},
     "cuda": {"max_batch": 64, "token_budget": 512, "dtype": "bfloat16"},
 }
-KEPT_FREE = 0.2  # of the KV cache: with fewer free blocks the engine holds prompts back
 
 
 class EngineSettings(Spec):
@@ -74,6 +72,7 @@ class CalibrateSpec(Spec):
     resume: bool
     seed: int
     threads: int = Field(ge=1)
+    cores: tuple[int, ...] | None
     engine: EngineSettings
     memory_utilization: float = Field(gt=0, le=1)
     grid: GridSpec
@@ -125,25 +124,19 @@ def measure(
     """Time every model's shapes; what an earlier run has timed is not timed again."""
     found = {}
     gauge = machine.Gauge(engines[0].device)
-    with _progress(console) as bar:
+    with bars(console) as begin:
         for engine in engines:
             others = [other for other in engines if other is not engine]
-            limits = Limits(
-                max_batch=engine.spec.max_batch,
-                token_budget=engine.spec.token_budget,
-                max_context=engine.max_context,
-                kv_tokens=int((1 - KEPT_FREE) * engine.kv_capacity_tokens),
-            )
+            limits = limits_of(engine)
             wanted = shapes(spec.grid, limits, spec.seed, others=bool(others))
-            task = bar.add_task(f"{engine.name}: {len(wanted)} kinds of step", total=1.0)
+            told = begin(f"{engine.name}: {len(wanted)} kinds of step")
             path = Path(f"{spec.out}.run", f"{engine.name}.jsonl")
             if not spec.resume:
                 path.unlink(missing_ok=True)
             with Journal(path, _key(spec, engine)) as journal:
                 microbench.measure(
-                    engine, others, wanted, spec.repeat, journal, gauge, spec.seed,
-                    lambda share, task=task: bar.update(task, completed=share),  # type: ignore[misc]
-                )  # fmt: skip
+                    engine, others, wanted, spec.repeat, journal, gauge, spec.seed, told
+                )
                 found[engine.name] = Measured(wanted, journal.samples)
     return found
 
@@ -189,8 +182,9 @@ def make_bundle(
             "engine": {
                 **spec.engine.model_dump(mode="json"), **PINNED, "attention": ATTENTION,
                 "kv_tokens": {engine.name: engine.kv_capacity_tokens for engine in engines},
-                "load_s": {engine.name: round(engine.load_s, 3) for engine in engines},
             },
+            "load_s": {engine.name: round(engine.load_s, 3) for engine in engines},
+            "peak_memory_bytes": machine.peak_memory_bytes(device),
             "grid": spec.grid.model_dump(mode="json"),
             "repeat": spec.repeat.model_dump(mode="json"),
             "models": {engine.name: engine.source for engine in engines},
@@ -261,15 +255,6 @@ def asdict_spec(spec: Spec) -> dict[str, object]:
     return spec.model_dump(mode="json")
 
 
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        yield progress
-
-
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="calibrate")
 def main(config: DictConfig) -> None:
     """Load, time, fit, write and show."""
@@ -282,7 +267,7 @@ def main(config: DictConfig) -> None:
             raise ConfigError("models", list(spec.models), "must have different names")
         _quality(spec, tuple(names))
         device = machine.find_device(spec.device)
-        torch.set_num_threads(spec.threads)
+        machine.use_cores(spec.threads, spec.cores)
         spec = spec.model_copy(update={"engine": spec.engine.on(device)})
         with console.status("loading the models …"):
             engines = load_engines(spec, device)

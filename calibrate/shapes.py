@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 from scipy.stats import qmc
 
-from calibrate.engine import Piece
+from calibrate.engine import Engine, Piece
 from sim.config import Spec
 
 
@@ -86,6 +86,19 @@ class Limits:
             and max(lengths) < self.max_context
             and sum(lengths) <= self.kv_tokens
         )
+
+
+KEPT_FREE = 0.2  # of the KV cache: with fewer free blocks the engine holds prompts back
+
+
+def limits_of(engine: Engine) -> Limits:
+    """What an engine can hold."""
+    return Limits(
+        max_batch=engine.spec.max_batch,
+        token_budget=engine.spec.token_budget,
+        max_context=engine.max_context,
+        kv_tokens=int((1 - KEPT_FREE) * engine.kv_capacity_tokens),
+    )
 
 
 def shapes(grid: GridSpec, limits: Limits, seed: int, others: bool) -> list[Shape]:

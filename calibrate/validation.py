@@ -26,11 +26,13 @@ from calibrate.loopback import (
 )
 from calibrate.machine import Gauge
 from calibrate.microbench import Journal, RepeatSpec
-from calibrate.shapes import GridSpec, Limits, shapes
+from calibrate.shapes import Counts, GridSpec, limits_of, shapes
 from calibrate.sharing import Sharing
-from sim.config import Spec
+from sim.config import Spec, check
+from sim.envelope import Envelope
 from sim.profile import Bundle
 from sim.ticks import TICKS_PER_S
+from sim.types import COUNTS
 
 KINDS: Mapping[str, Callable[[Times], Float64[np.ndarray, " N"]]] = {
     "time to first token": lambda times: times.ttft_s,
@@ -148,41 +150,33 @@ class Validation:
 
 
 def fresh_errors(
-    bundle: Bundle, engines: Sequence[Engine], count: int, repeat: RepeatSpec, seed: int,
-    folder: Path, progress: Callable[[str, float], None],
-) -> dict[str, Errors]:  # fmt: skip
+    bundle: Bundle, engine: Engine, engines: Sequence[Engine], count: int, repeat: RepeatSpec,
+    seed: int, folder: Path, progress: Callable[[float], None],
+) -> Errors:  # fmt: skip
     """Errors of the bundle's step times on shapes drawn anew, within what it covers."""
-    found = {}
-    gauge = Gauge(engines[0].device)
-    for engine in engines:
-        profile = bundle.models[engine.name]
-        measured = bundle.meta.settings["grid"]
-        assert isinstance(measured, dict)
-        longest = max(int(c) for c in np.atleast_1d(np.array(measured["contexts"])))
-        grid = GridSpec(
-            decodes=(), contexts=(min(longest, engine.max_context - 2),), prompts=(), done=(),
-            random=4 * count, switched=0,
-        )  # fmt: skip
-        limits = Limits(
-            max_batch=engine.spec.max_batch, token_budget=engine.spec.token_budget,
-            max_context=engine.max_context, kv_tokens=int(0.8 * engine.kv_capacity_tokens),
-        )  # fmt: skip
-        wanted = shapes(grid, limits, seed, others=False)
-        inside = [shape for shape in wanted if _inside(profile.envelope, shape.counts)][:count]
-        others = [other for other in engines if other is not engine]
-        with Journal(folder / f"{engine.name}.jsonl", f"fresh {seed}") as journal:
-            microbench.measure(
-                engine, others, inside, repeat, journal, gauge, seed,
-                lambda share, name=engine.name: progress(name, share),  # type: ignore[misc]
-            )  # fmt: skip
-            table = step_table(Measured(inside, journal.samples))
-        found[engine.name] = fit.summary(fit.predict(profile.step_time, table) / table.step_s - 1)
-    return found
+    profile = bundle.models[engine.name]
+    measured = check(GridSpec, bundle.meta.settings["grid"], "meta.json: settings.grid")
+    grid = GridSpec(
+        decodes=(), contexts=(max(measured.contexts),), prompts=(), done=(), random=4 * count,
+        switched=0,
+    )  # fmt: skip
+    limits = limits_of(engine)
+    wanted = [
+        shape
+        for shape in shapes(grid, limits, seed, others=False)
+        if _inside(profile.envelope, shape.counts)
+    ][:count]
+    others = [other for other in engines if other is not engine]
+    with Journal(folder / f"{engine.name}.jsonl", f"fresh {seed}") as journal:
+        gauge = Gauge(engine.device)
+        microbench.measure(engine, others, wanted, repeat, journal, gauge, seed, progress)
+        table = step_table(Measured(wanted, journal.samples))
+    return fit.summary(fit.predict(profile.step_time, table) / table.step_s - 1)
 
 
 def loop_back(
     bundle: Bundle, engines: Sequence[Engine], spec: LoopbackSpec, load: float, seed: int,
-    progress: Callable[[int], None],
+    progress: Callable[[float], None],
 ) -> LoopbackRun:  # fmt: skip
     """One workload on the engines and in the simulator.
 
@@ -195,7 +189,7 @@ def loop_back(
     played = []
     for number in range(spec.repeats):
         played.append(play(engines, requests, seed))
-        progress(number + 1)
+        progress((number + 1) / spec.repeats)
     unlike = [unlike_steps(each, requests, cluster) for each in played]
     steps = result.steps
     assert steps is not None
@@ -207,10 +201,9 @@ def loop_back(
     )  # fmt: skip
 
 
-def _inside(envelope: object, counts: object) -> bool:
-    names = ("tokens", "sequences", "pairs", "kv_tokens")
-    return all(
-        low <= getattr(counts, name) <= high
-        for name in names
-        for low, high in [getattr(envelope, name)]
-    )
+def _inside(envelope: Envelope | None, counts: Counts) -> bool:
+    """Whether a step of these counts is one that the measurements covered."""
+    if envelope is None:
+        return True
+    values = {name: getattr(counts, name) for name in COUNTS}
+    return all(low <= values[name] <= high for name, (low, high) in envelope)

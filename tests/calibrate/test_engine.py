@@ -14,10 +14,10 @@ from tests.calibrate.tiny import OPT, QWEN3, generated, make_engine, write_confi
 # isort: split
 from calibrate.engine import Engine
 from calibrate.microbench import time_step
-from calibrate.models import shipped_models
 from calibrate.ragged_attention import ragged_attention
 from calibrate.shapes import GridSpec, Limits, Shape, counts, shapes
 from calibrate.turns import Turns
+from calibrate.weights import shipped_models
 from sim.config import ConfigError
 
 torch = tiny.torch
@@ -252,7 +252,7 @@ def test_memory_is_counted_from_what_is_there(engine: Engine) -> None:
 def test_shipped_configs_are_of_the_sizes_that_their_names_say() -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from calibrate.models import SHIPPED
+    from calibrate.weights import SHIPPED
 
     for name in shipped_models():
         config = AutoConfig.from_pretrained(str(SHIPPED.joinpath(f"{name}.json")))
