@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+from jaxtyping import Bool, Float64
 from pydantic import BaseModel, Field
 
 from calibrate import fit
@@ -73,21 +74,17 @@ def fit_record(measured: Measured, table: StepTable, seed: int) -> tuple[FitReco
     """How the fit fares, and its relative error on each shape while that was held out."""
     errors = fit.held_out(table, fit.MODELS, seed)
     own = errors[fit.MODEL]
-    prompts = table.prompt_tokens > 0
-    mixed = prompts & (table.kv_tokens > 0)
-    parts = {"decodes alone": ~prompts, "prompts alone": prompts & ~mixed, "mixed": mixed,
-             "after other models": table.switched}  # fmt: skip
     drawn = fit.bootstrap(table, DRAWS, seed)
     values = {c: np.array([getattr(draw, c) for draw in drawn]) for c in COEFFICIENTS}
     each = [_seconds(measured.of(shape)) for shape in measured.shapes]
-    outliers = sum(int(_far(seconds).sum()) for seconds in each)
+    outliers = sum(int(far(seconds).sum()) for seconds in each)
     host = [
         np.median([sample.prepare_s + sample.update_s for sample in measured.of(shape)])
         for shape in measured.shapes
     ]
     record = FitRecord(
         errors={kind: fit.summary(error) for kind, error in errors.items()},
-        parts={part: fit.summary(own[rows]) for part, rows in parts.items() if rows.any()},
+        parts={part: fit.summary(own[rows]) for part, rows in parts(table).items() if rows.any()},
         intervals={
             c: (float(np.percentile(v, 2.5)), float(np.percentile(v, 97.5)))
             for c, v in values.items()
@@ -98,6 +95,14 @@ def fit_record(measured: Measured, table: StepTable, seed: int) -> tuple[FitReco
         outliers=outliers,
     )
     return record, own
+
+
+def parts(table: StepTable) -> dict[str, Bool[np.ndarray, " S"]]:
+    """The rows of each kind of step; one after other models' steps is of another kind as well."""
+    prompts = table.prompt_tokens > 0
+    mixed = prompts & (table.kv_tokens > 0)
+    return {"decodes alone": ~prompts, "prompts alone": prompts & ~mixed, "mixed": mixed,
+            "after other models": table.switched}  # fmt: skip
 
 
 def replicates(table: StepTable, seed: int) -> tuple[StepTime, ...]:
@@ -127,7 +132,7 @@ def tidy(measured: Measured, table: StepTable, held_out: np.ndarray) -> bytes:
                 "most_s": float(seconds.max()),
                 "mean_s": float(seconds.mean()),
                 "samples": len(seconds),
-                "outliers": int(_far(seconds).sum()),
+                "outliers": int(far(seconds).sum()),
                 "host_s": float(np.median([s.prepare_s + s.update_s for s in samples])),
                 "device_s": float(np.median(device)) if device else None,
                 "held_out_error": float(held_out[i]),
@@ -166,6 +171,15 @@ def read_table(bundle: Bundle, model: str) -> pa.Table:
     return pyarrow.csv.read_csv(io.BytesIO(_attachment(bundle, f"{model}/{TABLE}")))
 
 
+def read_samples(bundle: Bundle, model: str) -> pa.Table:
+    """Every sample of a measured bundle's model.
+
+    Raises:
+        ConfigError: if the bundle has none.
+    """
+    return pyarrow.parquet.read_table(io.BytesIO(_attachment(bundle, f"{model}/{SAMPLES}")))
+
+
 def read_fit(bundle: Bundle, model: str) -> FitRecord:
     """What a measured bundle says of a model's fit.
 
@@ -175,6 +189,12 @@ def read_fit(bundle: Bundle, model: str) -> FitRecord:
     key = f"{model}/{FIT}"
     data = _attachment(bundle, key)
     return check(FitRecord, json.loads(data), key)
+
+
+def far(seconds: Float64[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    """Which samples of one shape are outliers."""
+    middle = np.median(seconds)
+    return np.asarray(np.abs(seconds - middle) > OUTLIER * np.median(np.abs(seconds - middle)))
 
 
 def json_bytes(document: BaseModel) -> bytes:
@@ -190,8 +210,3 @@ def _attachment(bundle: Bundle, key: str) -> bytes:
 
 def _seconds(samples: Sequence[Sample]) -> np.ndarray:
     return np.array([sample.step_s for sample in samples])
-
-
-def _far(seconds: np.ndarray) -> np.ndarray:
-    middle = np.median(seconds)
-    return np.asarray(np.abs(seconds - middle) > OUTLIER * np.median(np.abs(seconds - middle)))

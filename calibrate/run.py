@@ -21,6 +21,7 @@ from calibrate.engine import PINNED, Engine, EngineSpec, spare_the_collector
 from calibrate.microbench import Journal, RepeatSpec
 from calibrate.progress import bars
 from calibrate.ragged_attention import NAME as ATTENTION
+from calibrate.report import write_report
 from calibrate.shapes import GridSpec, limits_of, shapes
 from calibrate.weights import Dtype, model_name
 from sim import command
@@ -281,6 +282,9 @@ def main(config: DictConfig) -> None:
         for engine in engines:
             engine.close()
     console.print(error_table(bundle))
+    report = Path(f"{spec.out}.run", "report.html")
+    write_report(report, bundle)
+    console.print(f"wrote {report}", highlight=False, soft_wrap=True)
     console.print(f"wrote {spec.out}: {bundle.content_hash[:12]}", highlight=False, soft_wrap=True)
 
 

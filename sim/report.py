@@ -17,6 +17,7 @@ import jinja2
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 INK, SOFT, RULE, PAPER = "#1c1d21", "#62656e", "#dcdde1", "#fdfdfc"  # as in page.jinja
 
@@ -95,6 +96,21 @@ class Value:
 def badge(profile_kind: str) -> str:
     """What to write beside the title: step times that were not measured are called so."""
     return "" if profile_kind == "measured" else f"{profile_kind} profile"
+
+
+def percent(share: float) -> str:
+    """A share in percent."""
+    return f"{100 * share:.1f} %"
+
+
+def signed(share: float | None) -> str:
+    """A relative error in percent."""
+    return "–" if share is None else f"{100 * share:+.1f} %".replace("-", "−")
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value with a prefix of its unit that leaves one to three digits before the point."""
+    return EngFormatter(unit=unit, places=2)(value)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Value | str]], caption: str) -> Markup:

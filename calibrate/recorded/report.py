@@ -11,7 +11,7 @@ from calibrate.recorded import plots
 from calibrate.recorded.comparison import KINDS, Latencies, Row, latencies, replayed
 from calibrate.recorded.constants import GIB
 from calibrate.recorded.prediction import Prediction
-from sim.report import Section, Value, figure, provenance, table, write_page
+from sim.report import Section, Value, figure, provenance, signed, table, write_page
 
 
 def document(prediction: Prediction, origin: Mapping[str, str]) -> dict[str, JsonValue]:
@@ -111,11 +111,6 @@ def write_report(path: Path, prediction: Prediction, origin: Mapping[str, str]) 
         ],
         profile_kind="measured",
     )
-
-
-def signed(share: float | None) -> str:
-    """A relative error in percent."""
-    return "–" if share is None else f"{100 * share:+.1f} %".replace("-", "−")
 
 
 def _cells(row: Row) -> list[str]:
