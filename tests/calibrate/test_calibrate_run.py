@@ -75,6 +75,12 @@ def test_a_bundle_has_what_was_timed_and_loads(made: tuple[Path, str]) -> None:
         assert len(bundle.models[model].replicates) == files.REPLICATES
 
 
+def test_a_calibration_ends_in_a_report(made: tuple[Path, str]) -> None:
+    report = made[0] / "bundle.run" / "report.html"
+    assert f"wrote {report}" in made[1]
+    assert report.read_text("utf-8").count("<figure><svg") == 8  # four of each model
+
+
 def test_a_replicate_is_the_bundle_with_other_step_times(made: tuple[Path, str]) -> None:
     bundle = load_bundle(str(made[0] / "bundle"))
     other = bundle.replicate(3)

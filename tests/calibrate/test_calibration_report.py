@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-pytest.importorskip("torch", reason="what was measured is told in the terms of the torch engine")
+NEEDS = "a real run's steps are those of the engine: pip install -c constraints.txt -e '.[live]'"
+pytest.importorskip("torch", reason=NEEDS)
+pytest.importorskip("transformers", reason=NEEDS)
 
 from calibrate import bundle as files
 from calibrate.bundle import FitRecord, Measured
