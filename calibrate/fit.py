@@ -65,19 +65,22 @@ Fit = Callable[[StepTable], Predict]
 
 
 def knots(table: StepTable) -> tuple[int, ...]:
-    """Token counts between which the time per tokens is linear: powers of two, and the largest."""
+    """Token counts between which the time per tokens is linear: dense where it is least smooth.
+
+    Kernels of matrix products change with the number of rows, most of all where there are few.
+    """
     most = int(table.tokens.max())
-    powers = [2**k for k in range(int(np.log2(most)) + 1)]
-    return tuple(sorted({0, *powers, most}))
+    doubled = [first * 2**k for first in (8, 12) for k in range(most.bit_length())]
+    return tuple(sorted({*range(9), most, *doubled} & set(range(most + 1))))
 
 
 def fit_step_time(table: StepTable) -> StepTime:
     """The non-negative coefficients whose relative errors have the least sum of squares."""
     at = knots(table)
     weights = _solve(_features(table, at), table.step_s)
-    steps, rest = weights[: len(at) - 1], weights[len(at) - 1 :]
-    coefficients = dict(zip(COEFFICIENTS, map(float, rest), strict=True))
-    seconds = np.concatenate([[0.0], np.cumsum(steps)])
+    rises = len(at) - 2
+    coefficients = dict(zip(COEFFICIENTS, map(float, weights[rises:]), strict=True))
+    seconds = np.concatenate([[0.0, 0.0], np.cumsum(weights[:rises])])
     return StepTime(tokens_s=tuple(zip(at, map(float, seconds), strict=True)), **coefficients)
 
 
@@ -149,7 +152,7 @@ def _without_sequences(table: StepTable) -> Predict:
     """Host, tokens, pairs and cached tokens of decodes: what most models of a step have."""
     at = knots(table)
     columns = [0, 3, 4]
-    hats = len(at) - 1
+    hats = len(at) - 2
 
     def features(rows: StepTable) -> np.ndarray:
         whole = _features(rows, at)
@@ -192,8 +195,11 @@ def _linear(table: StepTable) -> Float64[np.ndarray, "S 7"]:
 
 
 def _features(table: StepTable, at: tuple[int, ...]) -> Float64[np.ndarray, "S F"]:
-    """A column for the rise between each two knots, then those of `_linear`."""
-    low, high = np.array(at[:-1]), np.array(at[1:])
+    """A column for the rise between each two knots from the second on, then those of `_linear`.
+
+    Every step has a token: what the first one takes is the host's.
+    """
+    low, high = np.array(at[1:-1]), np.array(at[2:])
     rises = np.clip((table.tokens[:, None] - low) / (high - low), 0, 1)
     return np.concatenate([rises, _linear(table)], axis=1)
 

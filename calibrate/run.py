@@ -37,7 +37,7 @@ from sim.profile import (
 )
 
 USUAL: Mapping[str, dict[str, object]] = {
-    "cpu": {"max_batch": 16, "token_budget": 256, "kv_tokens": 8192, "dtype": "float32"},
+    "cpu": {"max_batch": 8, "token_budget": 256, "kv_tokens": 8192, "dtype": "float32"},
     "cuda": {"max_batch": 64, "token_budget": 512, "dtype": "bfloat16"},
 }
 

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-NEEDS = "a real run's steps are those of the engine: pip install -c constraints.txt -e '.[live]'"
-pytest.importorskip("torch", reason=NEEDS)
-pytest.importorskip("transformers", reason=NEEDS)
+from tests.calibrate import tiny  # noqa: F401  # skips where there is no engine
 
+# isort: split
 from calibrate import bundle as files
 from calibrate.bundle import FitRecord, Measured
 from calibrate.engine import Piece, Step
