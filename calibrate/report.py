@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup
-from pydantic import JsonValue
 
 from calibrate import plots
 from calibrate.bundle import OUTLIER
 from calibrate.fit import COEFFICIENTS, FOLDS, MODEL, Errors
 from calibrate.record import Record
+from sim.config import check
 from sim.profile import Bundle
 from sim.report import (
     Section,
@@ -93,8 +93,12 @@ def _verdict(records: Sequence[Record]) -> str:
 
 
 def _overview(bundle: Bundle, records: Sequence[Record]) -> Markup:
-    engine = bundle.meta.settings["engine"]
-    assert isinstance(engine, dict)
+    settings = bundle.meta.settings
+    engine = check(dict[str, object], settings.get("engine"), "meta.json: settings.engine")
+    kv_tokens = check(
+        dict[str, int], engine.get("kv_tokens"), "meta.json: settings.engine.kv_tokens"
+    )
+    load_s = check(dict[str, float], settings.get("load_s"), "meta.json: settings.load_s")
     rows: list[list[Value | str]] = []
     for record in records:
         found, profile = record.fit, record.profile
@@ -103,9 +107,9 @@ def _overview(bundle: Bundle, records: Sequence[Record]) -> Markup:
             [
                 record.name,
                 quantity(profile.weights_bytes, "B"),
-                f"{_of(engine, 'kv_tokens', record.name):,}",
+                f"{kv_tokens[record.name]:,}",
                 quantity(profile.kv_bytes_per_token, "B"),
-                quantity(_of(engine, "load_s", record.name), "s"),
+                quantity(load_s[record.name], "s"),
                 f"{len(record.table):,}",
                 f"{found.samples:,}",
                 Value(f"{found.outliers:,}", percent(share)),
@@ -124,32 +128,24 @@ def _overview(bundle: Bundle, records: Sequence[Record]) -> Markup:
     )  # fmt: skip
 
 
-def _of(engine: dict[str, JsonValue], key: str, model: str) -> float:
-    """A number that the engine's settings have for each model."""
-    by_model = engine[key]
-    assert isinstance(by_model, dict)
-    value = by_model[model]
-    assert isinstance(value, int | float)
-    return value
-
-
 def _machine(bundle: Bundle) -> Markup:
     """The device and everything that ran on it."""
     meta = bundle.meta
     entries = {"device": meta.device, "memory": f"{meta.memory_bytes / 2**30:.1f} GiB"}
     entries |= {name: value for name, value in meta.environment.items() if name != "device"}
     entries["dtype"] = meta.dtype
-    peaks = meta.peaks or {}
-    match peaks:
-        case {"flops_per_s": dict(flops), "bandwidth_bytes_per_s": float(bandwidth)}:
-            for dtype, peak in flops.items():
-                assert isinstance(peak, float)
-                entries[f"peak, {dtype}"] = quantity(peak, "FLOP/s")
-            entries["peak bandwidth"] = quantity(bandwidth, "B/s")
-            entries["peaks"] = str(peaks.get("source"))
-    engine = meta.settings["engine"]
-    assert isinstance(engine, dict)
-    plain = {key: value for key, value in engine.items() if not isinstance(value, dict)}
+    used = meta.settings.get("peak_memory_bytes")
+    if isinstance(used, int):
+        entries["memory used"] = f"{used / 2**30:.1f} GiB at the most"
+    if meta.peaks is not None:
+        flops = check(dict[str, float], meta.peaks["flops_per_s"], "meta.json: peaks.flops_per_s")
+        for dtype, peak in flops.items():
+            entries[f"peak, {dtype}"] = quantity(peak, "FLOP/s")
+        bandwidth = meta.peaks["bandwidth_bytes_per_s"]
+        entries["peak bandwidth"] = quantity(check(float, bandwidth, "meta.json: peaks"), "B/s")
+        entries["peaks"] = str(meta.peaks["source"])
+    engine = check(dict[str, object], meta.settings["engine"], "meta.json: settings.engine")
+    plain = {key: value for key, value in engine.items() if not isinstance(value, dict | None)}
     entries["engine"] = " · ".join(f"{key} {value}" for key, value in plain.items())
     return provenance(entries)
 

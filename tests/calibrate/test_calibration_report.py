@@ -61,7 +61,8 @@ def samples(shape: Shape, temperature_c: float | None) -> list[Sample]:
         Sample(
             round=i // 2, prepare_s=0.1 * seconds(shape) * factor,
             compute_s=0.8 * seconds(shape) * factor, update_s=0.1 * seconds(shape) * factor,
-            device_s=None, clock_mhz=None, temperature_c=temperature_c,
+            device_s=temperature_c and 0.5 * seconds(shape), clock_mhz=None,
+            temperature_c=temperature_c,
         )
         for i, factor in enumerate(factors.tolist())
     ]  # fmt: skip
@@ -84,7 +85,9 @@ def measured_bundle(model: str = "tiny", temperature_c: float | None = None) -> 
         command="python -m calibrate.run", created="2026-11-21", sources=("timed here",),
         models=(model,), environment={"torch": "2.13.0"},
         settings={
-            "engine": {"max_batch": 8, "kv_tokens": {model: 8192}, "load_s": {model: 0.25}},
+            "engine": {"max_batch": 8, "kv_tokens": {model: 8192}},
+            "load_s": {model: 0.25},
+            "peak_memory_bytes": 3 * 2**30,
         },
         peaks={"flops_per_s": {"float32": 5e10}, "bandwidth_bytes_per_s": 2e10, "source": "timed"},
     )  # fmt: skip
@@ -202,6 +205,7 @@ def test_the_report_says_what_was_measured_and_what_is_covered(page):
     assert "1 to 64" in page
     assert "50.00 GFLOP/s" in page
     assert "2.13.0" in page
+    assert "3.0 GiB at the most" in page
 
 
 def test_both_reports_are_one_file_with_their_figures(page, validation_page):
@@ -212,11 +216,13 @@ def test_both_reports_are_one_file_with_their_figures(page, validation_page):
         assert not re.search(r"<script|<link|@import|url\((?!#)", text)
 
 
-def test_the_temperature_is_drawn_where_the_machine_says_it(page, tmp_path):
-    assert "temperature, °C" in page
-    assert "clock, MHz" not in page
+def test_what_the_device_says_of_itself_is_drawn_where_it_says_it(page, tmp_path):
     write_report(tmp_path / "report.html", measured_bundle())
-    assert "temperature, °C" not in (tmp_path / "report.html").read_text("utf-8")
+    silent = (tmp_path / "report.html").read_text("utf-8")
+    for title in ("temperature, °C", "all that the device did not compute in"):
+        assert title in page
+        assert title not in silent
+    assert "clock, MHz" not in page
 
 
 def test_every_sample_is_kept_and_an_outlier_is_marked(page):
