@@ -18,15 +18,8 @@ from sim.envelope import Envelope
 from sim.profile import StepTime
 
 FOLDS = 10
-COEFFICIENTS = (
-    "host_s",
-    "prompt_s",
-    "sequence_s",
-    "pair_s",
-    "kv_token_s",
-    "done_token_s",
-    "switch_s",
-)
+WEIGHTS = ("prompt_s", "sequence_s", "pair_s", "kv_token_s", "done_token_s", "switch_s")
+COEFFICIENTS = ("host_s", *WEIGHTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,38 +60,48 @@ Fit = Callable[[StepTable], Predict]
 def knots(table: StepTable) -> tuple[int, ...]:
     """Token counts between which the time per tokens is linear: dense where it is least smooth.
 
-    Kernels of matrix products change with the number of rows, most of all where there are few.
+    Kernels of matrix products change with the number of rows, most of all where there are few; more
+    rows may take less time. A knot has steps near it.
     """
-    most = int(table.tokens.max())
-    doubled = [first * 2**k for first in (8, 12) for k in range(most.bit_length())]
-    return tuple(sorted({*range(9), most, *doubled} & set(range(most + 1))))
+    tokens = np.unique(table.tokens)
+    most = int(tokens[-1])
+    small = {k for k in range(1, 9) if k in tokens}
+    doubled = [first * 2**k for first in (12, 16) for k in range(most.bit_length())]
+    large = {k for k in doubled if k < most and (np.abs(np.log2(tokens / k)) < 0.25).any()}
+    return tuple(sorted({int(tokens[0]), most, *small, *large}))
 
 
 def fit_step_time(table: StepTable) -> StepTime:
-    """The non-negative coefficients whose relative errors have the least sum of squares."""
+    """The non-negative coefficients whose relative errors have the least sum of squares.
+
+    Every step has tokens: of what they take, the least at any count is told as the host's.
+    """
     at = knots(table)
     weights = _solve(_features(table, at), table.step_s)
-    rises = len(at) - 2
-    coefficients = dict(zip(COEFFICIENTS, map(float, weights[rises:]), strict=True))
-    seconds = np.concatenate([[0.0, 0.0], np.cumsum(weights[:rises])])
-    return StepTime(tokens_s=tuple(zip(at, map(float, seconds), strict=True)), **coefficients)
+    seconds = weights[: len(at)]
+    host_s = float(seconds.min())
+    coefficients = dict(zip(WEIGHTS, map(float, weights[len(at) :]), strict=True))
+    per_tokens = [(0, 0.0), *zip(at, (seconds - host_s).tolist(), strict=True)]
+    return StepTime(host_s=host_s, tokens_s=tuple(per_tokens), **coefficients)
 
 
 def predict(step_time: StepTime, table: StepTable) -> Float64[np.ndarray, " S"]:
     """Seconds of each step by the model."""
     at, seconds = zip(*step_time.tokens_s, strict=True)
-    linear = _linear(table) @ [getattr(step_time, name) for name in COEFFICIENTS]
-    return np.asarray(np.interp(table.tokens, at, seconds) + linear)
+    linear = _linear(table) @ [getattr(step_time, name) for name in WEIGHTS]
+    return np.asarray(step_time.host_s + np.interp(table.tokens, at, seconds) + linear)
 
 
 def bootstrap(table: StepTable, count: int, seed: int) -> tuple[StepTime, ...]:
-    """Fits to `count` tables of shapes drawn with replacement: what the fit might have been."""
+    """Fits to `count` tables of shapes drawn with replacement: what the fit might have been.
+
+    Each goes as far as the table does: where a draw lacks the longest steps, their time per token
+    is that of its last two knots.
+    """
     rng = np.random.default_rng(seed)
-    fits = []
-    for _ in range(count):
-        drawn = table.rows(rng.integers(len(table), size=len(table)))
-        fits.append(_same_knots(fit_step_time(drawn), knots(table)))
-    return tuple(fits)
+    most = int(table.tokens.max())
+    drawn = (table.rows(rng.integers(len(table), size=len(table))) for _ in range(count))
+    return tuple(_up_to(most, fit_step_time(each)) for each in drawn)
 
 
 def held_out(table: StepTable, fits: Mapping[str, Fit], seed: int) -> dict[str, np.ndarray]:
@@ -151,12 +154,10 @@ def _tokens_alone(table: StepTable) -> Predict:
 def _without_sequences(table: StepTable) -> Predict:
     """Host, tokens, pairs and cached tokens of decodes: what most models of a step have."""
     at = knots(table)
-    columns = [0, 3, 4]
-    hats = len(at) - 2
+    kept = [*range(len(at)), len(at) + 2, len(at) + 3]
 
     def features(rows: StepTable) -> np.ndarray:
-        whole = _features(rows, at)
-        return np.concatenate([whole[:, :hats], whole[:, hats:][:, columns]], axis=1)
+        return _features(rows, at)[:, kept]
 
     weights = _solve(features(table), table.step_s)
     return lambda rows: features(rows) @ weights
@@ -185,23 +186,19 @@ MODELS: Mapping[str, Fit] = {
 }
 
 
-def _linear(table: StepTable) -> Float64[np.ndarray, "S 7"]:
-    """What the coefficients multiply, in the order of `COEFFICIENTS`."""
+def _linear(table: StepTable) -> Float64[np.ndarray, "S 6"]:
+    """What the coefficients multiply, in the order of `WEIGHTS`."""
     columns = (
-        np.ones(len(table)), table.prompt_tokens > 0, table.sequences, table.pairs,
-        table.kv_tokens, table.done_tokens, table.switched,
+        table.prompt_tokens > 0, table.sequences, table.pairs, table.kv_tokens,
+        table.done_tokens, table.switched,
     )  # fmt: skip
     return np.stack([np.asarray(column, float) for column in columns], axis=1)
 
 
 def _features(table: StepTable, at: tuple[int, ...]) -> Float64[np.ndarray, "S F"]:
-    """A column for the rise between each two knots from the second on, then those of `_linear`.
-
-    Every step has a token: what the first one takes is the host's.
-    """
-    low, high = np.array(at[1:-1]), np.array(at[2:])
-    rises = np.clip((table.tokens[:, None] - low) / (high - low), 0, 1)
-    return np.concatenate([rises, _linear(table)], axis=1)
+    """How near the tokens are to each knot, linearly, then the columns of `_linear`."""
+    near = [np.interp(table.tokens, at, unit) for unit in np.eye(len(at))]
+    return np.concatenate([np.stack(near, axis=1), _linear(table)], axis=1)
 
 
 def _solve(features: np.ndarray, seconds: np.ndarray) -> Float64[np.ndarray, " F"]:
@@ -212,13 +209,11 @@ def _solve(features: np.ndarray, seconds: np.ndarray) -> Float64[np.ndarray, " F
     return np.asarray(weights / scale)
 
 
-def _same_knots(step_time: StepTime, at: tuple[int, ...]) -> StepTime:
-    own, seconds = zip(*step_time.tokens_s, strict=True)
-    values = np.interp(at, own, seconds)
-    slope = (seconds[-1] - seconds[-2]) / (own[-1] - own[-2])
-    values = np.where(
-        np.array(at) > own[-1], seconds[-1] + slope * (np.array(at) - own[-1]), values
-    )
-    return step_time.model_copy(
-        update={"tokens_s": tuple(zip(at, map(float, values), strict=True))}
-    )
+def _up_to(most: int, step_time: StepTime) -> StepTime:
+    """The step time with its table prolonged to `most` tokens."""
+    (before, earlier), (last, seconds) = step_time.tokens_s[-2:]
+    if last >= most:
+        return step_time
+    slope = max(seconds - earlier, 0.0) / (last - before)
+    further = (most, seconds + slope * (most - last))
+    return step_time.model_copy(update={"tokens_s": (*step_time.tokens_s, further)})

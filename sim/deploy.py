@@ -250,7 +250,7 @@ def _step_ticks(
             f"a step of so many tokens overflows 64 bits with pair_s = {profile.step_time.pair_s}",
         )
     of_each = step.sequence_ticks + max(step.kv_token_ticks, step.done_token_ticks) * context
-    fixed = step.host_ticks + int(step.tokens_ticks[-1]) + step.prompt_ticks + step.switch_ticks
+    fixed = step.host_ticks + int(step.tokens_ticks.max()) + step.prompt_ticks + step.switch_ticks
     if fixed + of_each * settings.max_batch + (pairs >> PAIR_SHIFT) > INT64_MAX:
         raise ConfigError(
             f"cluster.max_batch of {model}",

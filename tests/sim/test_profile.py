@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,6 @@ def test_a_newer_schema_is_refused_whatever_else_it_holds(folder: Path) -> None:
     [
         (lambda d: d["step_time"].update(host_s=float("nan")), "host_s = nan"),
         (lambda d: d["step_time"].update(pair_s=-1e-9), "pair_s = -1e-09"),
-        (lambda d: d["step_time"].update(tokens_s=[[0, 2.0], [9, 1.0]]), "must not decrease"),
         (lambda d: d["step_time"].update(tokens_s=[[0, 1.0], [9, 1.0], [9, 2.0]]), "must increase"),
         (lambda d: d["step_time"].update(tokens_s=[[1, 1.0], [9, 1.0]]), "must be at 0 tokens"),
         (lambda d: d.update(colour="red"), "colour = 'red': unknown key"),
@@ -164,7 +164,7 @@ def coefficient(low: float, high: float) -> st.SearchStrategy[float]:
 @st.composite
 def step_times(draw: st.DrawFn) -> StepTime:
     counts = sorted(draw(st.sets(st.integers(1, 400), min_size=1, max_size=6)))
-    seconds = sorted(draw(st.lists(st.floats(1e-6, 1.0), min_size=8, max_size=8)))
+    seconds = draw(st.lists(st.floats(1e-6, 1.0), min_size=8, max_size=8))  # more may be faster
     return StepTime(
         host_s=draw(coefficient(1e-6, 0.1)),
         tokens_s=tuple(zip([0, *counts, 512], seconds, strict=False)),
@@ -210,11 +210,16 @@ def test_ticks_stay_within_the_reported_error_of_the_seconds(
 
 
 @given(step_times())
-def test_ticks_per_token_count_never_decrease(step_time: StepTime) -> None:
+def test_ticks_per_token_count_are_those_of_the_knots_and_lie_between_them(
+    step_time: StepTime,
+) -> None:
     max_tokens = step_time.tokens_s[-1][0]
     table = quantise(step_time, max_tokens, "step_time").tokens_ticks
     assert len(table) == max_tokens + 1
-    assert (np.diff(table) >= 0).all()
+    for (first, _), (last, _) in pairwise(step_time.tokens_s):
+        assert (np.diff(np.sign(np.diff(table[first : last + 1]))) == 0).all() or last - first < 3
+    for tokens, seconds in step_time.tokens_s:
+        assert table[tokens] == pytest.approx(seconds * TICKS_PER_S, abs=1)
 
 
 def test_zero_stays_zero_without_error() -> None:
