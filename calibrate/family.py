@@ -99,6 +99,5 @@ def _read_quality(path: str, models: Sequence[str]) -> Mapping[str, TaskQuality]
                 known = ", ".join(quality.values)
                 raise ConfigError(f"{path}: {task}.values", known, f"must have {model}")
     return {
-        task: quality.model_copy(update={"values": {m: quality.values[m] for m in models}})
-        for task, quality in tasks.items()
+        task: quality.of(dict(zip(models, models, strict=True))) for task, quality in tasks.items()
     }

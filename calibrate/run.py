@@ -225,8 +225,7 @@ def _quality(spec: CalibrateSpec, models: tuple[str, ...]) -> dict[str, TaskQual
             if model not in quality.values:
                 known = ", ".join(quality.values)
                 raise ConfigError("quality.models", model, f"{spec.quality.bundle} has: {known}")
-        values = {m: quality.values[of] for m, of in zip(models, spec.quality.models, strict=True)}
-        table[task] = quality.model_copy(update={"values": values})
+        table[task] = quality.of(dict(zip(models, spec.quality.models, strict=True)))
     return table
 
 

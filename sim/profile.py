@@ -30,6 +30,7 @@ MAX_ROUNDING_ERROR = 0.01  # of any coefficient, relative
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seconds = Annotated[float, Field(ge=0, le=MAX_S)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Document = dict[str, JsonValue]
 
 
@@ -76,7 +77,24 @@ class TaskQuality(Spec):
 
     metric: str
     source: str
-    values: dict[Name, Annotated[float, Field(ge=0, le=1)]]
+    values: dict[Name, Share]
+    intervals: dict[Name, tuple[Share, Share]] | None = None  # of 95 %; null: not known
+
+    @model_validator(mode="after")
+    def _covered(self) -> Self:
+        if self.intervals is not None:
+            if self.intervals.keys() != self.values.keys():
+                raise ValueError("intervals must be of the models that have values")
+            for model, (low, high) in self.intervals.items():
+                if not low <= self.values[model] <= high:
+                    raise ValueError(f"the interval of {model} must hold its value")
+        return self
+
+    def of(self, models: Mapping[str, str]) -> Self:
+        """The table of these models alone: their names in it -> their names here."""
+        values = {name: self.values[here] for name, here in models.items()}
+        intervals = self.intervals and {n: self.intervals[here] for n, here in models.items()}
+        return self.model_copy(update={"values": values, "intervals": intervals})
 
 
 class BundleMeta(Spec):
@@ -141,7 +159,9 @@ class Bundle:
         """The content of each file, without the hash."""
         return {
             "meta.json": self.meta.model_dump(mode="json", exclude_defaults=True),
-            "quality.json": {t: q.model_dump(mode="json") for t, q in self.quality.items()},
+            "quality.json": {
+                t: q.model_dump(mode="json", exclude_defaults=True) for t, q in self.quality.items()
+            },
             # a coefficient of zero is left out: it changes nothing, nor does it the hash
             **{
                 _model_file(m): p.model_dump(mode="json", exclude_defaults=True)

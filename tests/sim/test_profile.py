@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.config import ConfigError
+from sim.config import ConfigError, check
 from sim.profile import (
     Bundle,
     BundleMeta,
@@ -300,3 +301,30 @@ def test_quality_that_is_not_known_is_refused() -> None:
         quality_matrix(bundle(), ("tiny",), ("chess",))
     with pytest.raises(ConfigError, match="quality of piqa = 'huge': the profile has: tiny"):
         quality_matrix(bundle(), ("huge",), ("piqa",))
+
+
+def with_intervals(**values: float) -> TaskQuality:
+    intervals = {model: (value / 2, value) for model, value in values.items()}
+    return TaskQuality(metric="acc", source="guess", values=values, intervals=intervals)
+
+
+def test_intervals_of_a_quality_are_kept_and_belong_to_the_hash(tmp_path: Path) -> None:
+    known = replace(bundle(), quality={"piqa": with_intervals(tiny=0.5)})
+    assert known.content_hash != bundle().content_hash
+    save_bundle(known, tmp_path / "known")
+    assert load_bundle(str(tmp_path / "known")) == known
+
+
+def test_a_quality_can_be_of_other_models_under_other_names() -> None:
+    quality = with_intervals(small=0.5, large=0.75)
+    assert quality.of({"mine": "large"}) == with_intervals(mine=0.75)
+    plain = quality.model_copy(update={"intervals": None})
+    assert plain.of({"mine": "small"}).values == {"mine": 0.5}
+    assert plain.of({"mine": "small"}).intervals is None
+
+
+@pytest.mark.parametrize("intervals", [{"tiny": (0.6, 0.7)}, {"other": (0.4, 0.6)}, {}])
+def test_an_interval_without_its_value_is_refused(intervals: dict[str, object]) -> None:
+    values = {"metric": "acc", "source": "", "values": {"tiny": 0.5}, "intervals": intervals}
+    with pytest.raises(ConfigError, match="interval"):
+        check(TaskQuality, values, "piqa")
