@@ -11,7 +11,11 @@ from packaging.utils import canonicalize_name
 from tests.test_architecture import MAY_IMPORT, ROOMS, ROOT, imported
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-EXTRAS = {"calibrate": ("live",), "live": ("live",), "tests": ("test", "live")}
+EXTRAS = {
+    "calibrate": ("live", "quality"),
+    "live": ("live",),
+    "tests": ("test", "live", "quality"),
+}
 PLUGINS = {"hydra-joblib-launcher": "Hydra finds it by itself where launcher=joblib asks for it"}
 
 
