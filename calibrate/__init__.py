@@ -4,5 +4,5 @@ Makes the profile bundles that the simulator runs on: `calibrate.roofline` predi
 datasheet and the models' `config.json`, and `profiles/` holds those that are shipped.
 `calibrate.validate_roofline` says how far the roofline is off where steps were measured,
 `calibrate.validate_run` predicts recorded runs of vLLM (`recorded/`) and says how far off that is.
-This package imports `sim` only.
+`calibrate.quality` measures how good each model's answers are. This package imports `sim` only.
 """
