@@ -1,0 +1,74 @@
+"""The way from a URL to a bundle."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from calibrate.black_box.bundle import BlackBoxRun, Found, make_bundle
+from calibrate.black_box.client import Client, Listed
+from calibrate.black_box.steps import find_steps
+from calibrate.black_box.sweep import cells, key, open_journal, sweep
+from calibrate.quality_source import assigned_quality
+from sim.config import ConfigError, check
+from sim.profile import Bundle
+
+
+def calibrate(values: object, console: Console, command: str) -> Bundle:
+    """Sweep the server, fit, and put the bundle together.
+
+    Args:
+        values: The settings.
+        console: Where progress is shown.
+        command: That was given.
+
+    Raises:
+        ConfigError: for settings that are refused, or a server that does not do what is needed.
+    """
+    spec = check(BlackBoxRun, values, "")
+    found = asyncio.run(_measure(spec, console))
+    with console.status("fitting, and playing the cells that were held out …"):
+        return make_bundle(spec, found, command)
+
+
+async def _measure(spec: BlackBoxRun, console: Console) -> Found:
+    own = spec.black_box
+    async with Client(spec.url, own) as client:
+        model = _chosen(own.model, await client.models(), client.url)
+        max_context = own.server.max_context or model.max_context
+        if max_context is None:
+            raise ConfigError(
+                "black_box.server.max_context", None,
+                f"{client.url} does not say (max_model_len of its models): give it",
+            )  # fmt: skip
+        name = model.name.rsplit("/", 1)[-1]
+        assigned_quality(spec.quality, (name,))
+        wanted = cells(own, max_context, spec.seed)
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+                   TimeRemainingColumn())  # fmt: skip
+        with (
+            open_journal(
+                Path(f"{spec.out}.run"), name, key(client.url, model.name, own, spec.seed),
+                spec.resume,
+            ) as journal,
+            Progress(*columns, console=console) as bar,
+        ):  # fmt: skip
+            task = bar.add_task(f"{name}: {len(wanted)} cells", total=1.0)
+            played = await sweep(
+                client, model.name, own, wanted, journal, spec.seed,
+                lambda share: bar.update(task, completed=share),
+            )  # fmt: skip
+    server = own.server
+    seen = tuple(find_steps(e.answers, server.max_batch, server.token_budget) for e in played)
+    return Found(name, max_context, tuple(played), seen)
+
+
+def _chosen(asked: str | None, listed: Sequence[Listed], url: str) -> Listed:
+    names = [each.name for each in listed]
+    if asked is None and len(listed) != 1:
+        raise ConfigError("black_box.model", None, f"{url} lists: {', '.join(names) or 'none'}")
+    if asked is not None and asked not in names:
+        raise ConfigError("black_box.model", asked, f"{url} lists: {', '.join(names) or 'none'}")
+    return listed[names.index(asked) if asked is not None else 0]

@@ -1,0 +1,68 @@
+"""Rule 12 and a request's way to the server, fitted to the steps that a sweep has shown.
+
+What is said of the error comes from cells that the fit did not see: each is played in the simulator
+with the fit to the others.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibrate import fit
+from calibrate.black_box.steps import Seen, step_table
+from sim.profile import StepTime
+
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A server's steps, and what a request and its first token are on their way besides."""
+
+    step_time: StepTime
+    overhead_s: float
+
+
+def estimate(cells: Sequence[Seen], token_budget: int) -> Estimate:
+    """The fit to the steps of these cells, for steps of up to `token_budget` tokens."""
+    fitted = fit.fit_step_time(step_table(cells))
+    # `step_table` marks the steps from idle as switches: what they take more is the way
+    step_time = fitted.model_copy(
+        update={"switch_s": 0.0, "tokens_s": _extended(fitted, token_budget)}
+    )
+    return Estimate(step_time, fitted.switch_s)
+
+
+def bootstrap(
+    cells: Sequence[Seen], token_budget: int, count: int, seed: int
+) -> tuple[Estimate, ...]:
+    """Fits to `count` draws of the cells with replacement."""
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(len(cells), size=len(cells)) for _ in range(count))
+    return tuple(estimate([cells[i] for i in draw], token_budget) for draw in drawn)
+
+
+def held_out(
+    cells: Sequence[Seen], token_budget: int, seed: int, use: Callable[[int, Estimate], None]
+) -> None:
+    """Tell `use` of each cell's number the fit to cells of which it is none."""
+    folds = min(FOLDS, len(cells))
+    fold = np.random.default_rng(seed).permutation(len(cells)) % folds
+    for number in range(folds):
+        fitted = estimate(
+            [c for c, f in zip(cells, fold, strict=True) if f != number], token_budget
+        )
+        for cell in np.flatnonzero(fold == number):
+            use(int(cell), fitted)
+
+
+def _extended(step_time: StepTime, token_budget: int) -> tuple[tuple[int, float], ...]:
+    """The times by tokens, on in a straight line as over the upper half of what was seen."""
+    at, seconds = zip(*step_time.tokens_s, strict=True)
+    if at[-1] >= token_budget:
+        return step_time.tokens_s
+    half = at[-1] / 2
+    slope = (seconds[-1] - float(np.interp(half, at, seconds))) / (at[-1] - half)
+    beyond = seconds[-1] + slope * (token_budget - at[-1])
+    return (*step_time.tokens_s, (token_budget, beyond))

@@ -1,0 +1,39 @@
+"""How good the answers of models are whose times alone are measured: as those of another bundle."""
+
+from sim.config import ConfigError, Spec
+from sim.profile import TaskQuality, load_bundle
+
+
+class QualitySource(Spec):
+    """Where the quality table comes from."""
+
+    bundle: str
+    models: tuple[str, ...]  # whose values the measured models take, in their order
+
+
+def assigned_quality(source: QualitySource, models: tuple[str, ...]) -> dict[str, TaskQuality]:
+    """Quality of the models, task by task.
+
+    Raises:
+        ConfigError: if the bundle has not what is asked of it, or not for as many models.
+    """
+    bundle = load_bundle(source.bundle)
+    if len(source.models) != len(models):
+        raise ConfigError(
+            "quality.models", list(source.models), f"one for each of {', '.join(models)}"
+        )
+    table = {}
+    for task, quality in bundle.quality.items():
+        for model in source.models:
+            if model not in quality.values:
+                known = ", ".join(quality.values)
+                raise ConfigError("quality.models", model, f"{source.bundle} has: {known}")
+        values = {m: quality.values[of] for m, of in zip(models, source.models, strict=True)}
+        table[task] = quality.model_copy(update={"values": values})
+    return table
+
+
+def source_line(source: QualitySource, models: tuple[str, ...]) -> str:
+    """What a bundle says of it."""
+    pairs = [f"{m} has that of {of}" for m, of in zip(models, source.models, strict=True)]
+    return f"quality: of {source.bundle}; {', '.join(pairs)}"
