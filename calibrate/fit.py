@@ -71,13 +71,18 @@ def knots(table: StepTable) -> tuple[int, ...]:
     return tuple(sorted({int(tokens[0]), most, *small, *large}))
 
 
-def fit_step_time(table: StepTable) -> StepTime:
+def fit_step_time(table: StepTable, scale_s: Float64[np.ndarray, " S"] | None = None) -> StepTime:
     """The non-negative coefficients whose relative errors have the least sum of squares.
 
     Every step has tokens: of what they take, the least at any count is told as the host's.
+
+    Args:
+        table: The steps.
+        scale_s: What the errors are relative to; None: the measured times, which must be medians,
+            for of single times those that came out short would count most.
     """
     at = knots(table)
-    weights = _solve(_features(table, at), table.step_s)
+    weights = _solve(_features(table, at), table.step_s, scale_s)
     seconds = weights[: len(at)]
     host_s = float(seconds.min())
     coefficients = dict(zip(WEIGHTS, map(float, weights[len(at) :]), strict=True))
@@ -201,11 +206,14 @@ def _features(table: StepTable, at: tuple[int, ...]) -> Float64[np.ndarray, "S F
     return np.concatenate([np.stack(near, axis=1), _linear(table)], axis=1)
 
 
-def _solve(features: np.ndarray, seconds: np.ndarray) -> Float64[np.ndarray, " F"]:
-    relative = features / seconds[:, None]
+def _solve(
+    features: np.ndarray, seconds: np.ndarray, scale_s: np.ndarray | None = None
+) -> Float64[np.ndarray, " F"]:
+    unit = seconds if scale_s is None else scale_s
+    relative = features / unit[:, None]
     scale = relative.max(axis=0)
     scale[scale == 0] = 1.0  # nothing was measured of it
-    weights, _ = nnls(relative / scale, np.ones(len(seconds)), maxiter=100 * features.shape[1])
+    weights, _ = nnls(relative / scale, seconds / unit, maxiter=100 * features.shape[1])
     return np.asarray(weights / scale)
 
 

@@ -28,8 +28,7 @@ def assigned_quality(source: QualitySource, models: tuple[str, ...]) -> dict[str
             if model not in quality.values:
                 known = ", ".join(quality.values)
                 raise ConfigError("quality.models", model, f"{source.bundle} has: {known}")
-        values = {m: quality.values[of] for m, of in zip(models, source.models, strict=True)}
-        table[task] = quality.model_copy(update={"values": values})
+        table[task] = quality.of(dict(zip(models, spec.models, strict=True)))
     return table
 
 

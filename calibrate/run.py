@@ -1,290 +1,48 @@
-"""The command `python -m calibrate.run`: time models on a device, fit, and write a bundle."""
+"""The command `python -m calibrate.run`: time steps, fit, and write a bundle.
 
-import hashlib
-import json
+The models of this machine's device are timed on a real engine (`calibrate.white_box`); with `url=`
+a server is, from outside (`calibrate.black_box`), for which PyTorch is not needed.
+"""
+
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import hydra
-import torch
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field
 from rich.console import Console
-from rich.table import Table
 
-from calibrate import bundle as files
-from calibrate import fit, machine, microbench
-from calibrate.bundle import Measured
-from calibrate.engine import PINNED, Engine, EngineSpec, spare_the_collector
-from calibrate.microbench import Journal, RepeatSpec
-from calibrate.progress import bars
-from calibrate.ragged_attention import NAME as ATTENTION
-from calibrate.report import write_report
-from calibrate.shapes import GridSpec, limits_of, shapes
-from calibrate.weights import Dtype, model_name
+from calibrate.beside import comparison
 from sim import command
-from sim.config import ConfigError, Spec, check
-from sim.profile import (
-    SCHEMA_VERSION,
-    Bundle,
-    BundleMeta,
-    ModelProfile,
-    TaskQuality,
-    load_bundle,
-    save_bundle,
-)
+from sim.config import ConfigError
+from sim.profile import load_bundle, save_bundle
 
-USUAL: Mapping[str, dict[str, object]] = {
-    "cpu": {"max_batch": 8, "token_budget": 256, "kv_tokens": 8192, "dtype": "float32"},
-    "cuda": {"max_batch": 64, "token_budget": 512, "dtype": "bfloat16"},
-}
-
-
-class EngineSettings(Spec):
-    """Settings of every engine; null: as `USUAL` for the kind of device."""
-
-    max_batch: int | None = Field(ge=1)
-    token_budget: int | None = Field(ge=1)
-    block_tokens: int = Field(ge=4)
-    kv_tokens: int | None = Field(ge=4)  # null on a GPU: a share of the memory that weights leave
-    dtype: Dtype | None
-
-    def on(self, device: torch.device) -> "EngineSettings":
-        """These settings, settled for a device."""
-        given = {name: value for name, value in self if value is not None}
-        return self.model_copy(update=USUAL[device.type] | given)
-
-
-class QualitySource(Spec):
-    """Where the quality table comes from."""
-
-    bundle: str
-    models: tuple[str, ...]  # whose values the measured models take, in their order
-
-
-class CalibrateSpec(Spec):
-    """What the command is asked for."""
-
-    device: str
-    models: tuple[str, ...] = Field(min_length=1)
-    out: str = Field(min_length=1)
-    resume: bool
-    seed: int
-    threads: int = Field(ge=1)
-    cores: tuple[int, ...] | None
-    engine: EngineSettings
-    memory_utilization: float = Field(gt=0, le=1)
-    grid: GridSpec
-    repeat: RepeatSpec
-    quality: QualitySource
-
-
-def load_engines(spec: CalibrateSpec, device: torch.device) -> list[Engine]:
-    """The models' engines, all on the device.
-
-    Raises:
-        ConfigError: if one cannot be had, or their weights leave no room.
-    """
-    kv_tokens = spec.engine.kv_tokens
-    if kv_tokens is not None:
-        return [_engine(source, device, spec, kv_tokens) for source in spec.models]
-    room = _room(spec, device)
-    engines = []
-    for source, tokens in zip(spec.models, room, strict=True):
-        engines.append(_engine(source, device, spec, tokens))
-    return engines
-
-
-def _engine(source: str, device: torch.device, spec: CalibrateSpec, kv_tokens: int) -> Engine:
-    settings = spec.engine.model_dump() | {"kv_tokens": kv_tokens, "seed": spec.seed}
-    return Engine(source, device, check(EngineSpec, settings, "engine"))
-
-
-def _room(spec: CalibrateSpec, device: torch.device) -> list[int]:
-    """KV tokens of each model: equal shares of the memory that all weights leave."""
-    probes = [
-        _engine(source, device, spec, 64 * spec.engine.block_tokens) for source in spec.models
-    ]
-    weights = sum(probe.weights_bytes for probe in probes)
-    left = spec.memory_utilization * machine.memory_bytes(device) - weights
-    if left <= 0:
-        raise ConfigError(
-            "models", spec.models, f"their weights of {weights} bytes leave no memory"
-        )
-    tokens = [int(left / len(probes) / probe.kv_bytes_per_token) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return tokens
-
-
-def measure(
-    spec: CalibrateSpec, engines: Sequence[Engine], console: Console
-) -> dict[str, Measured]:
-    """Time every model's shapes; what an earlier run has timed is not timed again."""
-    found = {}
-    gauge = machine.Gauge(engines[0].device)
-    with bars(console) as begin:
-        for engine in engines:
-            others = [other for other in engines if other is not engine]
-            limits = limits_of(engine)
-            wanted = shapes(spec.grid, limits, spec.seed, others=bool(others))
-            told = begin(f"{engine.name}: {len(wanted)} kinds of step")
-            path = Path(f"{spec.out}.run", f"{engine.name}.jsonl")
-            if not spec.resume:
-                path.unlink(missing_ok=True)
-            with Journal(path, _key(spec, engine)) as journal:
-                microbench.measure(
-                    engine, others, wanted, spec.repeat, journal, gauge, spec.seed, told
-                )
-                found[engine.name] = Measured(wanted, journal.samples)
-    return found
-
-
-def make_bundle(
-    spec: CalibrateSpec, engines: Sequence[Engine], measured: dict[str, Measured], origin: str
-) -> Bundle:
-    """Fit and put together."""
-    device = engines[0].device
-    profiles: dict[str, ModelProfile] = {}
-    attachments: dict[str, bytes] = {}
-    for engine in engines:
-        own = measured[engine.name]
-        table = files.step_table(own)
-        record, held_out = files.fit_record(own, table, spec.seed)
-        profiles[engine.name] = ModelProfile(
-            weights_bytes=engine.weights_bytes,
-            kv_bytes_per_token=engine.kv_bytes_per_token,
-            max_context=engine.max_context,
-            step_time=fit.fit_step_time(table),
-            envelope=fit.envelope(table),
-            replicates=files.replicates(table, spec.seed),
-        )
-        attachments |= {
-            f"{engine.name}/{files.TABLE}": files.tidy(own, table, held_out),
-            f"{engine.name}/{files.SAMPLES}": files.all_samples(own, table),
-            f"{engine.name}/{files.FIT}": files.json_bytes(record),
-            f"{engine.name}/{files.CONFIG}": engine.config.to_json_string().encode(),
-        }
-    meta = BundleMeta(
-        schema_version=SCHEMA_VERSION,
-        kind="measured",
-        device=machine.device_name(device),
-        memory_bytes=machine.memory_bytes(device),
-        dtype=engines[0].spec.dtype,
-        command=origin,
-        created=datetime.now(UTC).date().isoformat(),
-        sources=("timed on this device by calibrate.run", _quality_source(spec)),
-        models=tuple(profiles),
-        environment=machine.environment(device),
-        peaks=machine.peaks(device, engines[0].spec.dtype),
-        settings={
-            "engine": {
-                **spec.engine.model_dump(mode="json"), **PINNED, "attention": ATTENTION,
-                "kv_tokens": {engine.name: engine.kv_capacity_tokens for engine in engines},
-            },
-            "load_s": {engine.name: round(engine.load_s, 3) for engine in engines},
-            "peak_memory_bytes": machine.peak_memory_bytes(device),
-            "grid": spec.grid.model_dump(mode="json"),
-            "repeat": spec.repeat.model_dump(mode="json"),
-            "models": {engine.name: engine.source for engine in engines},
-            "seed": spec.seed,
-        },
-    )  # fmt: skip
-    quality = _quality(spec, tuple(profiles))
-    return Bundle(meta=meta, models=profiles, quality=quality).attached(attachments)
-
-
-def error_table(bundle: Bundle) -> Table:
-    """How wrong the bundle is on held-out shapes."""
-    table = Table(title="Step times, predicted for held-out shapes", title_justify="left")
-    for column in ("model", "by", "median", "95th percentile", "bias", "shapes"):
-        table.add_column(column, justify="left" if column in ("model", "by") else "right")
-    for model in bundle.meta.models:
-        record = files.read_fit(bundle, model)
-        for kind, errors in record.errors.items():
-            table.add_row(
-                model if kind == fit.MODEL else "", kind, f"{errors.median:.1%}",
-                f"{errors.p95:.1%}", f"{errors.bias:+.1%}", str(errors.shapes),
-                style="bold" if kind == fit.MODEL else None,
-            )  # fmt: skip
-        table.add_section()
-    return table
-
-
-def _quality(spec: CalibrateSpec, models: tuple[str, ...]) -> dict[str, TaskQuality]:
-    source = load_bundle(spec.quality.bundle)
-    if len(spec.quality.models) != len(models):
-        raise ConfigError(
-            "quality.models", list(spec.quality.models), f"one for each of {', '.join(models)}"
-        )
-    table = {}
-    for task, quality in source.quality.items():
-        for model in spec.quality.models:
-            if model not in quality.values:
-                known = ", ".join(quality.values)
-                raise ConfigError("quality.models", model, f"{spec.quality.bundle} has: {known}")
-        table[task] = quality.of(dict(zip(models, spec.quality.models, strict=True)))
-    return table
-
-
-def _quality_source(spec: CalibrateSpec) -> str:
-    names = map(model_name, spec.models)
-    pairs = [f"{m} has that of {of}" for m, of in zip(names, spec.quality.models, strict=False)]
-    return f"quality: of {spec.quality.bundle}; {', '.join(pairs)}"
-
-
-def _key(spec: CalibrateSpec, engine: Engine) -> str:
-    """What samples of one journal have in common."""
-    settings = {
-        "engine": asdict_spec(engine.spec),
-        "model": engine.config.to_dict(),
-        "grid": spec.grid.model_dump(mode="json"),
-        "repeat": spec.repeat.model_dump(mode="json"),
-        "models": list(spec.models),
-        "seed": spec.seed,
-        "environment": machine.environment(engine.device),
-    }
-    text = json.dumps(settings, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def asdict_spec(spec: Spec) -> dict[str, object]:
-    """A spec as plain values."""
-    return spec.model_dump(mode="json")
+OUTSIDE = ("url", "black_box")  # settings that a calibration from outside alone has
+INSIDE = ("device", "models", "threads", "cores", "engine", "memory_utilization", "grid", "repeat")
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="calibrate")
 def main(config: DictConfig) -> None:
-    """Load, time, fit, write and show."""
+    """Time, fit, write and show."""
     console = Console()
-    engines: list[Engine] = []
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
     try:
-        spec = check(CalibrateSpec, OmegaConf.to_container(config, resolve=True), "")
-        names = [model_name(source) for source in spec.models]
-        if len(set(names)) < len(names):
-            raise ConfigError("models", list(spec.models), "must have different names")
-        _quality(spec, tuple(names))
-        device = machine.find_device(spec.device)
-        machine.use_cores(spec.threads, spec.cores)
-        spec = spec.model_copy(update={"engine": spec.engine.on(device)})
-        with console.status("loading the models …"):
-            engines = load_engines(spec, device)
-        spare_the_collector()
-        measured = measure(spec, engines, console)
-        bundle = make_bundle(spec, engines, measured, command.line("calibrate.run"))
-        save_bundle(bundle, Path(spec.out))
+        other = None if (path := values.pop("beside")) is None else load_bundle(str(path))
+        if values["url"] is None:
+            from calibrate.white_box import calibrate, show
+        else:
+            from calibrate.black_box.calibration import calibrate, show
+        out = Path(str(values["out"]))
+        foreign = OUTSIDE if values["url"] is None else INSIDE
+        settings = {key: value for key, value in values.items() if key not in foreign}
+        bundle = calibrate(settings, console, command.line("calibrate.run"))
+        save_bundle(bundle, out)
+        show(bundle, out, console)
+        if other is not None:
+            console.print(comparison(bundle, other))
     except (ConfigError, OSError) as refused:
         sys.exit(f"refused: {refused}")
-    finally:
-        for engine in engines:
-            engine.close()
-    console.print(error_table(bundle))
-    report = Path(f"{spec.out}.run", "report.html")
-    write_report(report, bundle)
-    console.print(f"wrote {report}", highlight=False, soft_wrap=True)
-    console.print(f"wrote {spec.out}: {bundle.content_hash[:12]}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out}: {bundle.content_hash[:12]}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

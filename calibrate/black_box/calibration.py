@@ -1,28 +1,32 @@
 """The way from a URL to a bundle."""
 
 import asyncio
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from calibrate.black_box.bundle import BlackBoxRun, Found, make_bundle
+from calibrate.black_box.bundle import BlackBoxRun, Found, error_table, make_bundle
 from calibrate.black_box.client import Client, Listed
 from calibrate.black_box.steps import find_steps
-from calibrate.black_box.sweep import cells, key, open_journal, sweep
+from calibrate.black_box.sweep import cells, key, sweep
+from calibrate.journal import Journal
+from calibrate.progress import bars
 from calibrate.quality_source import assigned_quality
 from sim.config import ConfigError, check
 from sim.profile import Bundle
 
+__all__ = ["calibrate", "error_table"]
 
-def calibrate(values: object, console: Console, command: str) -> Bundle:
+
+def calibrate(values: object, console: Console, origin: str) -> Bundle:
     """Sweep the server, fit, and put the bundle together.
 
     Args:
         values: The settings.
         console: Where progress is shown.
-        command: That was given.
+        origin: The command that was given.
 
     Raises:
         ConfigError: for settings that are refused, or a server that does not do what is needed.
@@ -30,7 +34,7 @@ def calibrate(values: object, console: Console, command: str) -> Bundle:
     spec = check(BlackBoxRun, values, "")
     found = asyncio.run(_measure(spec, console))
     with console.status("fitting, and playing the cells that were held out …"):
-        return make_bundle(spec, found, command)
+        return make_bundle(spec, found, origin)
 
 
 async def _measure(spec: BlackBoxRun, console: Console) -> Found:
@@ -43,23 +47,16 @@ async def _measure(spec: BlackBoxRun, console: Console) -> Found:
                 "black_box.server.max_context", None,
                 f"{client.url} does not say (max_model_len of its models): give it",
             )  # fmt: skip
-        name = model.name.rsplit("/", 1)[-1]
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", model.name.rsplit("/", 1)[-1]).lstrip("._-")
         assigned_quality(spec.quality, (name,))
         wanted = cells(own, max_context, spec.seed)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
-                   TimeRemainingColumn())  # fmt: skip
-        with (
-            open_journal(
-                Path(f"{spec.out}.run"), name, key(client.url, model.name, own, spec.seed),
-                spec.resume,
-            ) as journal,
-            Progress(*columns, console=console) as bar,
-        ):  # fmt: skip
-            task = bar.add_task(f"{name}: {len(wanted)} cells", total=1.0)
-            played = await sweep(
-                client, model.name, own, wanted, journal, spec.seed,
-                lambda share: bar.update(task, completed=share),
-            )  # fmt: skip
+        path = Path(f"{spec.out}.run", f"{name}.jsonl")
+        if not spec.resume:
+            path.unlink(missing_ok=True)
+        asked = key(client.url, model.name, own, spec.seed)
+        with Journal(path, asked) as journal, bars(console) as begin:
+            told = begin(f"{name}: {len(wanted)} cells")
+            played = await sweep(client, model.name, own, wanted, journal, spec.seed, told)
     server = own.server
     seen = tuple(find_steps(e.answers, server.max_batch, server.token_budget) for e in played)
     return Found(name, max_context, tuple(played), seen)

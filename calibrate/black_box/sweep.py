@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -148,18 +147,6 @@ def key(url: str, model: str, spec: BlackBoxSpec, seed: int) -> str:
     """What the rows of one journal have in common."""
     asked = {"url": url, "model": model, "seed": seed, **spec.model_dump(mode="json")}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def open_journal(folder: Path, name: str, key: str, resume: bool) -> Journal:
-    """The journal of a model's cells, begun anew unless `resume`.
-
-    Raises:
-        ConfigError: if the one that is there belongs to another sweep.
-    """
-    path = folder / f"{name}.jsonl"
-    if not resume:
-        path.unlink(missing_ok=True)
-    return Journal(path, key)
 
 
 def _most(middle: int) -> int:
