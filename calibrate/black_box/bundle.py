@@ -62,7 +62,7 @@ class BlackBoxFit(Spec):
     requests: int
     steps_seen: int
     steps_unlike: int  # with more prompt tokens than the token budget
-    steps_untimed: int  # whose begin cannot be told
+    steps_unclear: int  # whose begin, or whose prompts, cannot be told
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def make_bundle(spec: BlackBoxRun, found: Found, command: str) -> Bundle:
         requests=sum(len(each.answers) for each in found.played),
         steps_seen=sum(len(each.steps) for each in found.seen),
         steps_unlike=sum(each.unlike for each in found.seen),
-        steps_untimed=sum(each.untimed for each in found.seen),
+        steps_unclear=sum(each.unclear for each in found.seen),
     )
     return bundle.attached(
         {
@@ -160,7 +160,7 @@ def error_table(bundle: Bundle) -> Table:
     table = Table(
         title=f"{bundle.meta.models[0]}: cells held out, simulated", title_justify="left",
         caption=f"{record.requests} requests, {record.steps_seen} steps; {record.steps_unlike} "
-        f"beyond the token budget, {record.steps_untimed} of unknown begin. To the server and back "
+        f"beyond the token budget, {record.steps_unclear} not clear. To the server and back "
         f"{1e3 * record.overhead_s:.2f} ms ({1e3 * low:.2f} to {1e3 * high:.2f}), in no step.",
         caption_justify="left",
     )  # fmt: skip

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from calibrate.black_box.bundle import BlackBoxRun, Found, error_table, make_bundle
 from calibrate.black_box.client import Client, Listed
-from calibrate.black_box.steps import find_steps
+from calibrate.black_box.estimate import find
 from calibrate.black_box.sweep import cells, key, sweep
 from calibrate.journal import Journal
 from calibrate.progress import bars
@@ -57,8 +57,7 @@ async def _measure(spec: BlackBoxRun, console: Console) -> Found:
         with Journal(path, asked) as journal, bars(console) as begin:
             told = begin(f"{name}: {len(wanted)} cells")
             played = await sweep(client, model.name, own, wanted, journal, spec.seed, told)
-    server = own.server
-    seen = tuple(find_steps(e.answers, server.max_batch, server.token_budget) for e in played)
+    seen = find(played, own.server.max_batch, own.server.token_budget)
     return Found(name, max_context, tuple(played), seen)
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from calibrate import fit
-from calibrate.black_box.steps import Seen, step_table
+from calibrate.black_box.steps import Seen, find_steps, step_table
+from calibrate.black_box.sweep import Played
 from sim.profile import StepTime
 
 FOLDS = 5
@@ -24,6 +25,17 @@ class Estimate:
 
     step_time: StepTime
     overhead_s: float
+
+
+def find(played: Sequence[Played], max_batch: int, token_budget: int) -> tuple[Seen, ...]:
+    """The steps of each cell; a first fit says how long requests are on their way."""
+
+    def steps(overhead_s: float | None) -> tuple[Seen, ...]:
+        return tuple(
+            find_steps(cell.answers, max_batch, token_budget, overhead_s) for cell in played
+        )
+
+    return steps(estimate(steps(None), token_budget).overhead_s)
 
 
 def estimate(cells: Sequence[Seen], token_budget: int) -> Estimate:

@@ -9,6 +9,7 @@ the tokens of the same requests came, where what the way to the client takes can
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 from jaxtyping import Float64
@@ -40,16 +41,20 @@ class Seen:
 
     steps: tuple[SeenStep, ...]  # those that can be told
     unlike: int  # with more prompt tokens than the token budget allows
-    untimed: int  # whose begin cannot be told
+    unclear: int  # whose begin, or whose prompts, cannot be told
 
 
-def find_steps(answers: Sequence[Answer], max_batch: int, token_budget: int) -> Seen:
+def find_steps(
+    answers: Sequence[Answer], max_batch: int, token_budget: int, overhead_s: float | None
+) -> Seen:
     """The steps behind the answers of an engine that ran nothing else.
 
     Args:
         answers: All requests of a cell.
         max_batch: Requests that the engine runs at once.
         token_budget: Tokens that it computes in a step.
+        overhead_s: Of a request's way to the server and of a token's way back; None: not known, so
+            that nobody can tell which step began to compute a prompt that did not fit into one.
     """
     found, first = _align(answers)
     queue = sorted(range(len(answers)), key=lambda i: (answers[i].sent_s, i))
@@ -57,44 +62,48 @@ def find_steps(answers: Sequence[Answer], max_batch: int, token_budget: int) -> 
     for request in queue:
         completed.setdefault(first[request], []).append(request)
     done = [0] * len(answers)  # tokens of its prompt that earlier steps computed
-    steps, unlike, untimed = [], 0, 0
+    doubtful: set[int] = set()  # requests of which that is not clear
+    steps, unlike, unclear = [], 0, 0
     for number, step in enumerate(found):
         decoding = [i for i in step if first[i] < number]
         prompts = completed.get(number, [])
         chunks = [(done[i], answers[i].prompt_tokens - done[i]) for i in prompts]
-        budget = token_budget - len(decoding) - sum(tokens for _, tokens in chunks)
-        if number and budget > 0 and len(step) < max_batch:
-            begin = min(found[number - 1].values())
-            split = next((i for i in queue if first[i] > number), None)
-            # had all of its prompt fitted, its first token would have come with this step
-            if (
-                split is not None
-                and answers[split].sent_s < begin
-                and answers[split].prompt_tokens - done[split] > budget
-            ):
-                chunks.append((done[split], budget))
-                done[split] += budget
-        if budget < 0:
-            unlike += 1
-            continue
+        left = token_budget - len(decoding) - sum(tokens for _, tokens in chunks)
+        clear = doubtful.isdisjoint(prompts)
+        split = next((i for i in queue if first[i] > number), None)
+        # had all of its prompt fitted, its first token would have come with this step
+        if (
+            number and split is not None and len(step) < max_batch
+            and 0 < left < answers[split].prompt_tokens - done[split]
+        ):  # fmt: skip
+            ago_s = min(found[number - 1].values()) - answers[split].sent_s
+            was_there, sure = _arrived(ago_s, overhead_s)
+            if not sure:
+                doubtful.add(split)
+            elif was_there:
+                chunks.append((done[split], left))
+                done[split] += left
+            clear &= sure and split not in doubtful
         timed = _duration(found, number, prompts, answers)
-        if timed is None:
-            untimed += 1
-            continue
-        step_s, from_idle = timed
-        steps.append(
-            SeenStep(
-                decodes=len(decoding),
-                chunks=len(chunks),
-                prompt_tokens=sum(tokens for _, tokens in chunks),
-                pairs=sum(p * before + p * (p + 1) // 2 for before, p in chunks),
-                kv_tokens=sum(answers[i].prompt_tokens + number - first[i] for i in decoding),
-                done_tokens=sum(before for before, _ in chunks),
-                from_idle=from_idle,
-                step_s=step_s,
+        if clear and left < 0:
+            unlike += 1
+        elif not clear or timed is None:
+            unclear += 1
+        else:
+            step_s, from_idle = timed
+            steps.append(
+                SeenStep(
+                    decodes=len(decoding),
+                    chunks=len(chunks),
+                    prompt_tokens=sum(tokens for _, tokens in chunks),
+                    pairs=sum(p * before + p * (p + 1) // 2 for before, p in chunks),
+                    kv_tokens=sum(answers[i].prompt_tokens + number - first[i] for i in decoding),
+                    done_tokens=sum(before for before, _ in chunks),
+                    from_idle=from_idle,
+                    step_s=step_s,
+                )
             )
-        )
-    return Seen(tuple(steps), unlike, untimed)
+    return Seen(tuple(steps), unlike, unclear)
 
 
 def step_table(cells: Sequence[Seen]) -> StepTable:
@@ -139,7 +148,7 @@ def _align(answers: Sequence[Answer]) -> tuple[list[dict[int, float]], list[int]
                 found.append({})
                 middles.append(at)
             found[number][request] = at
-            middles[number] = float(np.median([*found[number].values()]))
+            middles[number] = median(found[number].values())
     return found, first
 
 
@@ -163,6 +172,19 @@ def _first_step(steps: Float64[np.ndarray, " S"], times: Float64[np.ndarray, " K
     return min(options, key=distance)
 
 
+def _arrived(ago_s: float, overhead_s: float | None) -> tuple[bool, bool]:
+    """Whether a request that was sent so long before a step had arrived, and whether that is sure.
+
+    Ways differ: what took less than half of the usual one was on its way, and what took half as
+    long again had arrived.
+    """
+    if ago_s < 0:
+        return False, True
+    if overhead_s is None:
+        return True, False
+    return ago_s >= overhead_s, not 0.5 * overhead_s < ago_s < 1.5 * overhead_s
+
+
 def _duration(
     found: Sequence[dict[int, float]],
     number: int,
@@ -175,7 +197,7 @@ def _duration(
         before = found[number - 1]
         later = [at - before[i] for i, at in step.items() if i in before]
         if later:
-            return float(np.median(later)), False
+            return median(later), False
     if len(prompts) != 1:
         return None
     (alone,) = prompts

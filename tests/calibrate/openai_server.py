@@ -1,95 +1,84 @@
-"""An engine behind OpenAI's completions protocol, as far as a calibration from outside needs it.
+"""OpenAI's completions protocol, as far as a calibration from outside needs it, and its failures.
 
-`python -m tests.calibrate.openai_server <model> <settings of the engine as JSON>` prints the port
-that it listens on and serves until it is told to end. The engine has a thread of its own, which
-takes what has come in before each step; an answer's tokens go out as soon as a step has ended.
+What answers is given: it takes a request's prompt and the tokens asked for, and puts tokens into a
+queue, None at the end.
 """
 
 import asyncio
 import json
-import sys
 import threading
-from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import web
 
-from tests.calibrate import tiny
-
-# isort: split
-from calibrate.engine import Engine, spare_the_collector
-from calibrate.turns import Turns
-
-torch = tiny.torch
+Stream = asyncio.Queue[int | None]
+Submit = Callable[[list[int], int], Stream]
+TOKEN_IDS = {"error": {"message": "streams of token ids only"}}
 
 
-class Served:
-    """The engine's thread: requests in, tokens out to the queues of their streams."""
+def application(
+    submit: Submit, name: str, max_context: int, fault: str = "", key: str = ""
+) -> web.Application:
+    """A server with one model; `fault` is what goes wrong, `key` what it asks for."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
-        self.engine, self.loop = engine, loop
-        self.streams: dict[str, asyncio.Queue[int | None]] = {}
-        self.coming: deque[tuple[str, list[int], int]] = deque()
-        self.work = threading.Event()
-
-    def submit(self, name: str, prompt: list[int], tokens: int) -> asyncio.Queue[int | None]:
-        stream = self.streams[name] = asyncio.Queue()
-        self.coming.append((name, prompt, tokens))
-        self.work.set()
-        return stream
-
-    def run(self) -> None:
-        turns = Turns([self.engine])
-        while True:
-            while self.coming:
-                self.engine.submit(*self.coming.popleft())
-            served = turns.step()
-            if served is None:
-                self.work.wait()
-                self.work.clear()
-                continue
-            _, step = served
-            self.loop.call_soon_threadsafe(self.tell, step.emitted, step.finished)
-
-    def tell(self, emitted: tuple[tuple[str, int], ...], finished: tuple[str, ...]) -> None:
-        for name, token in emitted:
-            self.streams[name].put_nowait(token)
-        for name in finished:
-            self.streams.pop(name).put_nowait(None)
-
-
-def application(engine: Engine) -> web.Application:
-    numbers = iter(range(sys.maxsize))
-    app = web.Application()
-    served: list[Served] = []
-
-    async def start(_: web.Application) -> None:
-        served.append(Served(engine, asyncio.get_running_loop()))
-        threading.Thread(target=served[0].run, daemon=True).start()
-
-    async def models(_: web.Request) -> web.Response:
-        listed = {"id": engine.name, "object": "model", "max_model_len": engine.max_context}
-        return web.json_response({"object": "list", "data": [listed]})
+    async def models(request: web.Request) -> web.Response:
+        if key and request.headers.get("Authorization") != f"Bearer {key}":
+            return web.Response(status=401, text=f"not {request.headers.get('Authorization')}")
+        listed = [{"id": f"org/{name}", "object": "model", "max_model_len": max_context}]
+        if fault == "two models":
+            listed.append({"id": "another", "object": "model"})
+        if fault == "context unknown":
+            del listed[0]["max_model_len"]
+        if fault == "no list":
+            return web.Response(text="<html>hello</html>")
+        return web.json_response({"object": "list", "data": listed})
 
     async def completions(request: web.Request) -> web.StreamResponse:
         asked = await request.json()
         prompt, tokens = asked["prompt"], asked["max_tokens"]
-        if not isinstance(prompt, list) or not asked["stream"] or not asked["ignore_eos"]:
-            return web.json_response({"error": {"message": "streams of token ids only"}}, status=400)
+        if fault == "text alone" and isinstance(prompt, str):
+            prompt = [5] * (1 + len(prompt.split()))  # and a token at the beginning
+        elif fault == "text alone" or not isinstance(prompt, list) or not asked["stream"]:
+            return web.json_response(TOKEN_IDS, status=400)
+        if fault == "500":
+            said = f"out of order for {request.headers.get('Authorization')}"
+            return web.Response(status=500, text=said)
+        if fault == "no stream":
+            return web.json_response({"choices": [choice(5, "length")]})
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        stream = served[0].submit(str(next(numbers)), prompt, tokens)
-        count = 0
+        if fault == "garbage":
+            await response.write(b"data: {]\n\n")
+            return response
+        if fault == "error":
+            await send(response, {"error": {"message": "out of memory"}})
+            return response
+        wanted = tokens // 2 if fault in ("early", "cut") else tokens
+        count, held = 0, []
+        stream = submit(prompt, wanted)
         while (token := await stream.get()) is not None:
             count += 1
-            end = "length" if count == tokens else None
-            await send(response, {"choices": [choice(token, end)], "usage": None})
-        usage = {"prompt_tokens": len(prompt), "completion_tokens": count}
-        await send(response, {"choices": [], "usage": usage})
+            held.append(token)
+            if fault == "at once" or ("pairs" in fault and count % 2 and count < wanted):
+                continue
+            end = "length" if count == wanted else None
+            event: dict[str, Any] = {"choices": [choice(token, end)]}
+            if fault == "counted pairs":
+                event["usage"] = usage(prompt, count)
+            await send(response, event)
+        if fault == "at once":
+            events = [data({"choices": [choice(token, None)]}) for token in held]
+            await response.write(b"".join(events))
+        if fault == "cut":
+            return response
+        if fault != "no usage":
+            await send(response, {"choices": [], "usage": usage(prompt, count)})
         await response.write(b"data: [DONE]\n\n")
         return response
 
-    app.on_startup.append(start)
+    app = web.Application()
     app.router.add_get("/v1/models", models)
     app.router.add_post("/v1/completions", completions)
     return app
@@ -99,20 +88,41 @@ def choice(token: int, end: str | None) -> dict[str, Any]:
     return {"index": 0, "text": f" {token}", "logprobs": None, "finish_reason": end}
 
 
+def usage(prompt: list[int], count: int) -> dict[str, int]:
+    return {"prompt_tokens": len(prompt), "completion_tokens": count}
+
+
 async def send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+    await response.write(data(event))
 
 
-async def serve(app: web.Application) -> None:
+def data(event: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+async def listen(app: web.Application) -> tuple[web.AppRunner, int]:
+    """Serve at a free port."""
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    print(runner.addresses[0][1], flush=True)
-    await asyncio.Event().wait()
+    return runner, int(runner.addresses[0][1])
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    engine = tiny.make_engine(sys.argv[1], **json.loads(sys.argv[2]))
-    spare_the_collector()
-    asyncio.run(serve(application(engine)))
+@contextmanager
+def in_background(make: Callable[[], Awaitable[web.Application]]) -> Iterator[str]:
+    """The URL of a server in a thread of its own; it ends with the block."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    async def begin() -> tuple[web.AppRunner, int]:
+        return await listen(await make())
+
+    runner, port = asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
+        loop.close()
