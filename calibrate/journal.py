@@ -27,7 +27,7 @@ class Journal:
             path.write_text(json.dumps({"key": key}) + "\n", "utf-8")
         self._file = path.open("a", encoding="utf-8")
 
-    def add(self, row: Mapping[str, JsonValue]) -> None:
+    def append(self, row: Mapping[str, JsonValue]) -> None:
         """Keep a row."""
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")

@@ -8,16 +8,16 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from scipy import stats
 
+from calibrate import journal
 from calibrate.engine import Engine, Step
 from calibrate.machine import Gauge
 from calibrate.shapes import Shape, counts
-from sim.config import ConfigError, Spec
+from sim.config import Spec
 
 OTHERS_BATCH, OTHERS_CONTEXT = 4, 100  # of the steps that other models compute in between
 
@@ -49,50 +49,24 @@ class Sample:
         return self.prepare_s + self.compute_s + self.update_s
 
 
-class Journal:
-    """The samples of one model's shapes, written as they come; a file of JSON lines."""
+SAMPLES = TypeAdapter(list[Sample])
+
+
+class Journal(journal.Journal):
+    """The samples of one model's shapes, written as they come."""
 
     def __init__(self, path: Path, key: str) -> None:
-        """Open a journal, or begin one; `key` says what was asked for.
-
-        Raises:
-            ConfigError: if the journal that is there belongs to another calibration.
-        """
+        """Open a journal, or begin one; errors as those of any journal."""
+        super().__init__(path, key)
         self.samples: dict[str, list[Sample]] = {}
-        if path.exists():
-            self._read(path, key)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"key": key}) + "\n", "utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        for row in self.rows:
+            samples = SAMPLES.validate_python(row["samples"])
+            self.samples.setdefault(str(row["shape"]), []).extend(samples)
 
     def add(self, shape: str, samples: Sequence[Sample]) -> None:
         """Keep the samples of a visit."""
         self.samples.setdefault(shape, []).extend(samples)
-        rows = [asdict(sample) for sample in samples]
-        self._file.write(json.dumps({"shape": shape, "samples": rows}) + "\n")
-        self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def _read(self, path: Path, key: str) -> None:
-        whole, _, torn = path.read_text("utf-8").rpartition("\n")
-        first, *rows = whole.splitlines() or [json.dumps({"key": None})]
-        if json.loads(first)["key"] != key:
-            raise ConfigError(
-                "resume",
-                str(path),
-                "belongs to a calibration with other settings; false begins anew",
-            )
-        for row in map(json.loads, rows):
-            samples = [Sample(**sample) for sample in row["samples"]]
-            self.samples.setdefault(row["shape"], []).extend(samples)
-        if torn:  # the run was killed while it wrote this line
-            path.write_text(whole + "\n", "utf-8")
+        self.append({"shape": shape, "samples": [asdict(sample) for sample in samples]})
 
 
 def measure(

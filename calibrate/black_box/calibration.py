@@ -17,8 +17,6 @@ from calibrate.quality_source import assigned_quality
 from sim.config import ConfigError, check
 from sim.profile import Bundle
 
-__all__ = ["calibrate", "error_table"]
-
 
 def calibrate(values: object, console: Console, origin: str) -> Bundle:
     """Sweep the server, fit, and put the bundle together.
@@ -35,6 +33,11 @@ def calibrate(values: object, console: Console, origin: str) -> Bundle:
     found = asyncio.run(_measure(spec, console))
     with console.status("fitting, and playing the cells that were held out …"):
         return make_bundle(spec, found, origin)
+
+
+def show(bundle: Bundle, out: Path, console: Console) -> None:
+    """Print how wrong a bundle is, as it was written to `out`."""
+    console.print(error_table(bundle))
 
 
 async def _measure(spec: BlackBoxRun, console: Console) -> Found:

@@ -106,7 +106,7 @@ async def sweep(
         progress((len(wanted) - len(left) + number) / len(wanted))
         of_cell = lengths(cell, spec.requests, seed)
         played[cell] = await play(client, model, spec, cell, of_cell, seed)
-        journal.add(ROW.dump_python(played[cell], mode="json"))
+        journal.append(ROW.dump_python(played[cell], mode="json"))
     progress(1.0)
     return [played[cell] for cell in wanted]
 
