@@ -28,7 +28,7 @@ def assigned_quality(source: QualitySource, models: tuple[str, ...]) -> dict[str
             if model not in quality.values:
                 known = ", ".join(quality.values)
                 raise ConfigError("quality.models", model, f"{source.bundle} has: {known}")
-        table[task] = quality.of(dict(zip(models, spec.models, strict=True)))
+        table[task] = quality.of(dict(zip(models, source.models, strict=True)))
     return table
 
 
