@@ -3,7 +3,7 @@
 The figures that are published are kept in `docs/results/<name>.json`, with the command that made
 them and the hashes of profile and rules; the README shows them between a pair of markers,
 `<!-- results: <name> -->` and `<!-- end -->`, as `render` writes them. Recorded runs, one folder
-each, are kept together as `recorded`.
+each, are kept together as `recorded`; the validation of a bundle is kept as `calibration`.
 """
 
 import argparse
@@ -44,6 +44,8 @@ def render(published: Published) -> str:
         return _benchmarks(published)
     if "recorded" in published:
         return _recorded(published)
+    if "held_out" in published:
+        return _calibration(published)
     return _standings(published)
 
 
@@ -58,6 +60,33 @@ def keep_recorded(results: Mapping[str, Any], others: Published) -> Published:
         },
         "recorded": {**others.get("recorded", {}), run: own},
     }
+
+
+def keep_calibration(results: Mapping[str, Any]) -> Published:
+    """The part of a validated bundle's `results.json` that is published."""
+    parts = ("provenance", "held_out", "fresh", "loads", "sharing", "missed")
+    return {part: results[part] for part in parts}
+
+
+def _calibration(published: Published) -> str:
+    heads = ("median", "95th percentile", "bias")
+    lines = [f"| step times, error, % | {' | '.join(heads)} |", "|---" * 4 + "|"]
+    for model, kinds in published["held_out"].items():
+        told = {f"{model}, {kind}, held out": errors for kind, errors in kinds.items()}
+        for name, errors in (told | {f"{model}, fresh": published["fresh"][model]}).items():
+            cells = (_plain(errors["median"]), _plain(errors["p95"]), _signed(errors["bias"]))
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    loads = published["loads"]
+    heads = [f"load {load['load']:g} (real runs differ by)" for load in loads]
+    lines += ["", f"| latency, error, % | {' | '.join(heads)} |", "|---" * (len(loads) + 1) + "|"]
+    for index, row in enumerate(loads[0]["latencies"]):
+        rows = [load["latencies"][index] for load in loads]
+        cells = [f"{_signed(each['error'])} ({_plain(each['spread'])})" for each in rows]
+        lines.append(f"| {row['kind']}, {row['statistic']} | {' | '.join(cells)} |")
+    unlike = ", ".join(f"{load['steps_unlike']} of {load['steps']:,}" for load in loads)
+    lines += ["", f"Steps that the simulator forms otherwise: {unlike}."]
+    origin = published["provenance"]
+    return "\n".join([*lines, "", f"`{origin['command']}` · {origin['device']}"])
 
 
 def _recorded(published: Published) -> str:
@@ -111,6 +140,10 @@ def update(text: str, results: Path) -> str:
     return BLOCK.sub(block, text)
 
 
+def _plain(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
 def _signed(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:+.1f}".replace("-", "−")
 
@@ -127,7 +160,7 @@ def main() -> None:
         "folder",
         nargs="*",
         type=Path,
-        help="an output_dir of agent.evaluate or calibrate.validate_run",
+        help="an output_dir of agent.evaluate, calibrate.validate_run or validate_bundle",
     )
     for folder in parser.parse_args().folder:
         results = json.loads((folder / "results.json").read_text())
@@ -136,6 +169,8 @@ def main() -> None:
         if "run" in results:
             path, others = recorded, json.loads(recorded.read_text()) if recorded.exists() else {}
             kept = keep_recorded(results, others)
+        elif "held_out" in results:
+            path, kept = RESULTS / "calibration.json", keep_calibration(results)
         else:
             path, kept = RESULTS / f"{results['config']['name']}.json", keep(results)
         path.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")

@@ -239,14 +239,16 @@ class Engine:
             raise RuntimeError("; ".join(f"{each.request_id}: {each.error}" for each in failed))
         return step
 
-    def place(self, request_id: str, done: int, rest: int, emitted: int = 0) -> None:
+    def place(self, request_id: str, done: int, rest: int) -> None:
         """Put a request in the midst of its work: calibration's way to a step of a given shape.
 
         Args:
             request_id: Its name.
             done: Tokens that count as cached; what the cache holds there is arbitrary.
             rest: Prompt tokens still to compute; 0: it decodes.
-            emitted: Tokens that it has emitted, of the `done`.
+
+        Raises:
+            ValueError: if the cache has no room for what is done.
         """
         state = RequestState(request_id, initial_tokens=[5] * max(done + rest, 1), eos_token_id=-1)
         state.max_new_tokens = state._new_tokens_limit = self.max_context
@@ -260,7 +262,7 @@ class Engine:
         if rest == 0:
             state.remaining_prefill_tokens = []
             state.tokens_to_process = [5]
-            state.generated_tokens = [5] * max(emitted, 1)
+            state.generated_tokens = [5]
             state._status = RequestStatus.DECODING
         else:
             state.remaining_prefill_tokens = [5] * rest

@@ -10,6 +10,7 @@ from pydantic import JsonValue
 from rich.table import Table
 
 from calibrate import fit, plots, validation_plots
+from calibrate.bundle import read_fit
 from calibrate.fit import Errors
 from calibrate.loopback import step_rows
 from calibrate.sharing import Sharing
@@ -69,6 +70,10 @@ def document(validation: Validation, origin: Mapping[str, str]) -> dict[str, Jso
     bundle, sharing = validation.bundle, validation.sharing
     return {
         "provenance": dict(origin),
+        "held_out": {
+            m: {kind: e.model_dump(mode="json") for kind, e in read_fit(bundle, m).errors.items()}
+            for m in bundle.meta.models
+        },
         "fresh": {m: errors.model_dump(mode="json") for m, errors in validation.fresh.items()},
         "loads": [_load_document(run, validation) for run in validation.runs],
         "sharing": None if sharing is None else _sharing_document(sharing, bundle),

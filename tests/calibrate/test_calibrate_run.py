@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tests.calibrate.tiny import make_engine, write_config
 
 # isort: split
 from calibrate import bundle as files
-from calibrate import fit, loopback, run
+from calibrate import fit, loopback, run, validate_bundle
 from calibrate.loopback import LoopbackSpec
 from calibrate.machine import Gauge
 from calibrate.microbench import Journal, RepeatSpec, Sample, enough, measure, median_interval, name
@@ -155,6 +156,54 @@ def test_an_altered_or_incomplete_bundle_is_refused(
         file.write_bytes(file.read_bytes() + b"\n")
     with pytest.raises(ConfigError, match=said):
         load_bundle(str(tmp_path / "copy"))
+
+
+VALIDATE = [
+    "fresh.shapes=10", "fresh.repeat={interval: 0.01, least: 5, most: 5, visit: 5}",
+    "loads=[0.5]", "loopback.requests=20", "loopback.repeats=2", "loopback.prompt_tokens=[1,40]",
+    "loopback.output_tokens=[1,9]", "sharing={decodes: 2, context: 20, steps: 20}",
+]  # fmt: skip
+
+
+def validated(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    """How `calibrate.validate_bundle` ended."""
+    arguments = ["++" + word for word in (*VALIDATE, *words)]
+    monkeypatch.setattr(sys, "argv", ["calibrate.validate_bundle", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        validate_bundle.main()
+    return ended.value.code
+
+
+def test_a_bundle_is_validated_on_its_own_engines_and_the_aims_decide(
+    made: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = f"profile={made[0] / 'bundle'}"
+    wide = "aims={median: 1e6, p95: 1e6, latency: 1e6}"
+    assert validated(monkeypatch, profile, f"output_dir={tmp_path / 'met'}", wide) == 0
+    results = json.loads((tmp_path / "met" / "results.json").read_text())
+    assert results["missed"] == []
+    assert results["provenance"]["bundle hash"] == load_bundle(str(made[0] / "bundle")).content_hash
+    (load,) = results["loads"]
+    assert load["steps_unlike"] == 0 < load["steps"]
+    assert results["fresh"].keys() == {"a", "b"}
+    assert results["fresh"]["a"]["shapes"] == 10
+    assert results["sharing"] is not None
+    assert (tmp_path / "met" / "report.html").exists()
+    narrow = "aims={median: 1e-9, p95: 1e-9, latency: 1e-9}"
+    assert validated(monkeypatch, profile, f"output_dir={tmp_path / 'missed'}", narrow) == 1
+
+
+def test_what_was_not_timed_here_is_not_validated(
+    made: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analytic = "profile=pkg://calibrate.profiles/a100-80gb-analytic"
+    assert "is analytic: nothing was timed" in str(validated(monkeypatch, analytic))
+    bundle = load_bundle(str(made[0] / "bundle"))
+    meta = bundle.meta.model_copy(update={"device": "abacus"})
+    save_bundle(replace(bundle, meta=meta), tmp_path / "other")
+    ended = validated(monkeypatch, f"profile={tmp_path / 'other'}")
+    assert "the bundle is of abacus" in str(ended)
+    assert validated(monkeypatch) == "refused: profile is missing"
 
 
 @pytest.mark.parametrize(
