@@ -1,14 +1,13 @@
 """`python -m tests.calibrate.served_engine MODEL SETTINGS`: a real engine behind HTTP.
 
-Prints the port that it listens on, and serves until it is told to end. The engine has a thread of
-its own, which takes what has come in before each step; tokens go out as soon as a step has ended.
+Prints the port that it listens on, and serves until it is told to end. Steps and HTTP take turns in
+one thread: between steps tokens go out and requests come in. (With a thread for each, Python's lock
+goes back and forth within a step, which then takes twice as long on one core.)
 """
 
 import asyncio
 import json
 import sys
-import threading
-from collections import deque
 
 from tests.calibrate import tiny
 from tests.calibrate.openai_server import Stream, application, listen
@@ -18,52 +17,48 @@ from calibrate.engine import Engine, spare_the_collector
 from calibrate.turns import Turns
 
 torch = tiny.torch
+TURNS = 3  # of the event loop between steps: tokens out, bytes in, requests read
 
 
 class ServedEngine:
-    """The engine's thread: requests in, tokens out to the queues of their streams."""
+    """Steps of the engine, with what came in before each; tokens go to their streams' queues."""
 
-    def __init__(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
-        self.engine, self.loop = engine, loop
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
         self.streams: dict[str, Stream] = {}
-        self.coming: deque[tuple[str, list[int], int]] = deque()
-        self.work = threading.Event()
+        self.work = asyncio.Event()
         self.count = 0
 
     def submit(self, prompt: list[int], tokens: int) -> Stream:
         name = str(self.count)
         self.count += 1
         stream = self.streams[name] = asyncio.Queue()
-        self.coming.append((name, prompt, tokens))
+        self.engine.submit(name, prompt, tokens)
         self.work.set()
         return stream
 
-    def run(self) -> None:
+    async def run(self) -> None:
         turns = Turns([self.engine])
         while True:
-            self.work.clear()
-            while self.coming:
-                self.engine.submit(*self.coming.popleft())
             served = turns.step()
             if served is None:
-                self.work.wait()
-            else:
-                _, step = served
-                self.loop.call_soon_threadsafe(self.tell, step.emitted, step.finished)
-
-    def tell(self, emitted: tuple[tuple[str, int], ...], finished: tuple[str, ...]) -> None:
-        for name, token in emitted:
-            self.streams[name].put_nowait(token)
-        for name in finished:
-            self.streams.pop(name).put_nowait(None)
+                self.work.clear()
+                await self.work.wait()
+                continue
+            _, step = served
+            for name, token in step.emitted:
+                self.streams[name].put_nowait(token)
+            for name in step.finished:
+                self.streams.pop(name).put_nowait(None)
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
 
 
 async def serve(engine: Engine) -> None:
-    served = ServedEngine(engine, asyncio.get_running_loop())
-    threading.Thread(target=served.run, daemon=True).start()
+    served = ServedEngine(engine)
     _, port = await listen(application(served.submit, engine.name, engine.max_context))
     print(port, flush=True)
-    await asyncio.Event().wait()
+    await served.run()
 
 
 if __name__ == "__main__":
