@@ -17,7 +17,7 @@ from calibrate.engine import Engine, spare_the_collector
 from calibrate.turns import Turns
 
 torch = tiny.torch
-TURNS = 3  # of the event loop between steps: tokens out, bytes in, requests read
+TURNS = 5  # of the event loop between steps: tokens out, bytes in, requests read
 
 
 class ServedEngine:
