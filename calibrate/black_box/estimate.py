@@ -82,11 +82,11 @@ def held_out(
 
 
 def _extended(step_time: StepTime, token_budget: int) -> tuple[tuple[int, float], ...]:
-    """The times by tokens, on in a straight line as over the upper half of what was seen."""
+    """The times by tokens, on as over the upper half of what was seen, but never falling."""
     at, seconds = zip(*step_time.tokens_s, strict=True)
     if at[-1] >= token_budget:
         return step_time.tokens_s
     half = at[-1] / 2
-    slope = (seconds[-1] - float(np.interp(half, at, seconds))) / (at[-1] - half)
-    beyond = seconds[-1] + slope * (token_budget - at[-1])
+    rise = max(seconds[-1] - float(np.interp(half, at, seconds)), 0.0)
+    beyond = seconds[-1] + rise / (at[-1] - half) * (token_budget - at[-1])
     return (*step_time.tokens_s, (token_budget, beyond))
