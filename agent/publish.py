@@ -77,11 +77,18 @@ def _calibration(published: Published) -> str:
             cells = (_plain(errors["median"]), _plain(errors["p95"]), _signed(errors["bias"]))
             lines.append(f"| {name} | {' | '.join(cells)} |")
     loads = published["loads"]
-    heads = [f"load {load['load']:g} (real runs differ by)" for load in loads]
-    lines += ["", f"| latency, error, % | {' | '.join(heads)} |", "|---" * (len(loads) + 1) + "|"]
+    told = ("error", "real runs differ by", "error at their speed")
+    heads = [f"load {load['load']:g}: {name}" for load in loads for name in told]
+    lines += ["", f"| latency, % | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for index, row in enumerate(loads[0]["latencies"]):
         rows = [load["latencies"][index] for load in loads]
-        cells = [f"{_signed(each['error'])} ({_plain(each['spread'])})" for each in rows]
+        cells = [
+            text
+            for each in rows
+            for text in (
+                _signed(each["error"]), _plain(each["spread"]), _signed(each["error_at_speed"])
+            )
+        ]  # fmt: skip
         lines.append(f"| {row['kind']}, {row['statistic']} | {' | '.join(cells)} |")
     unlike = ", ".join(f"{load['steps_unlike']} of {load['steps']:,}" for load in loads)
     lines += ["", f"Steps that the simulator forms otherwise: {unlike}."]

@@ -1,7 +1,7 @@
 """How wrong a bundle is: fresh steps against its model, a workload against the simulator."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from pydantic import Field
 from calibrate import fit, microbench
 from calibrate.bundle import Measured, step_table
 from calibrate.engine import Engine
-from calibrate.fit import Errors
+from calibrate.fit import COEFFICIENTS, Errors
 from calibrate.loopback import (
     LoopbackSpec,
     Played,
@@ -22,6 +22,7 @@ from calibrate.loopback import (
     draw,
     play,
     predict,
+    step_rows,
     unlike_steps,
 )
 from calibrate.machine import Gauge
@@ -30,7 +31,7 @@ from calibrate.shapes import Counts, GridSpec, limits_of, shapes
 from calibrate.sharing import Sharing
 from sim.config import Spec, check
 from sim.envelope import Envelope
-from sim.profile import Bundle
+from sim.profile import Bundle, step_seconds
 from sim.ticks import TICKS_PER_S
 from sim.types import COUNTS
 
@@ -64,6 +65,7 @@ class Row(Spec):
     statistic: str
     simulated_s: float
     real_s: tuple[float, ...]
+    at_speed_s: tuple[float, ...]  # simulated, with the step times of each real run
 
     @property
     def middle_s(self) -> float:
@@ -74,6 +76,12 @@ class Row(Spec):
     def error(self) -> float:
         """Simulated against real, relative."""
         return self.simulated_s / self.middle_s - 1
+
+    @property
+    def error_at_speed(self) -> float:
+        """As `error`, with the speed of each real run: what rules and scheduler alone get wrong."""
+        pairs = zip(self.at_speed_s, self.real_s, strict=True)
+        return float(np.median([simulated / real - 1 for simulated, real in pairs]))
 
     @property
     def spread(self) -> float:
@@ -94,6 +102,8 @@ class LoopbackRun:
     requests: Requests
     simulated: Times
     played: tuple[Played, ...]
+    slowness: tuple[dict[str, float], ...]  # of each real run: step times over those predicted
+    at_speed: tuple[Times, ...]  # simulated with step times so much longer
     unlike_steps: int  # that the simulator's scheduler forms otherwise
     steps: int
     simulated_busy_s: float
@@ -107,6 +117,7 @@ class LoopbackRun:
                 statistic=statistic,
                 simulated_s=of(values(self.simulated)),
                 real_s=tuple(of(values(each.times)) for each in self.played),
+                at_speed_s=tuple(of(values(each)) for each in self.at_speed),
             )
             for kind, values in KINDS.items()
             for statistic, of in STATISTICS.items()
@@ -191,14 +202,43 @@ def loop_back(
         played.append(play(engines, requests, seed))
         progress((number + 1) / spec.repeats)
     unlike = [unlike_steps(each, requests, cluster) for each in played]
+    slowness = [_slowness(each, bundle) for each in played]
+    at_speed = [predict(deploy(_slower(bundle, own), engines), requests)[0] for own in slowness]
     steps = result.steps
     assert steps is not None
     return LoopbackRun(
         load=load, rate_rps=rate, requests=requests, simulated=simulated,
-        played=tuple(played), unlike_steps=sum(u for u, _ in unlike),
+        played=tuple(played), slowness=tuple(slowness), at_speed=tuple(at_speed),
+        unlike_steps=sum(u for u, _ in unlike),
         steps=sum(n for _, n in unlike),
         simulated_busy_s=float((steps.end_ticks - steps.start_ticks).sum() / TICKS_PER_S),
     )  # fmt: skip
+
+
+def _slowness(played: Played, bundle: Bundle) -> dict[str, float]:
+    """The time that each model's steps took, over the time predicted for what they held."""
+    models = bundle.meta.models
+    real, predicted = dict.fromkeys(models, 0.0), dict.fromkeys(models, 0.0)
+    for engine, count, switched, seconds in step_rows(played):
+        model = models[engine]
+        real[model] += seconds
+        predicted[model] += step_seconds(
+            bundle.models[model].step_time, count.tokens, count.sequences, count.pairs,
+            count.kv_tokens, count.done_tokens, switched,
+        )  # fmt: skip
+    return {model: real[model] / predicted[model] for model in models if predicted[model]}
+
+
+def _slower(bundle: Bundle, slowness: Mapping[str, float]) -> Bundle:
+    """The bundle with the step times of each model so many times as long."""
+    models = {}
+    for model, profile in bundle.models.items():
+        factor, step_time = slowness.get(model, 1.0), profile.step_time
+        scaled = {name: factor * getattr(step_time, name) for name in COEFFICIENTS}
+        table = tuple((tokens, factor * seconds) for tokens, seconds in step_time.tokens_s)
+        own = step_time.model_copy(update=scaled | {"tokens_s": table})
+        models[model] = profile.model_copy(update={"step_time": own})
+    return replace(bundle, models=models)
 
 
 def _inside(envelope: Envelope | None, counts: Counts) -> bool:

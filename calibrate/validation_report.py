@@ -20,14 +20,16 @@ from sim.report import Section, Value, figure, percent, provenance, quantity, si
 from sim.report import table as html_table
 
 FRESH = ("model", "median error", "95th percentile", "bias", "shapes")
-LATENCIES = ("", "", "simulated", "real", "error", "real runs differ by")
+LATENCIES = ("", "", "simulated", "real", "error", "real runs differ by", "error at their speed")
 SHARING = ("model", "alone", "in turns", "at once", "slower in turns", "by switch_s")
 MISSED = "bold red"
 MET = "Every aim is met."
 FRESH_NOTE = "Relative errors of step times on shapes that were drawn and timed anew."
 LATENCIES_NOTE = (
     "Simulated against the median of the real runs. The aim is about {held}: an error within it, "
-    "or within what real runs differ by from their median. What misses its aim is marked."
+    "or within what real runs differ by from their median. What misses its aim is marked. At their "
+    "speed: simulated once more for each real run, with each model's step times as much longer or "
+    "shorter as they were in it, so that what is left is the error of rules and scheduler."
 )
 SHARING_NOTE = (
     "Medians of the same step on each engine: alone, in turns with the others, and at once with "
@@ -161,6 +163,7 @@ def _latency(row: Row) -> list[str]:
         quantity(row.middle_s, "s"),
         signed(row.error),
         percent(row.spread),
+        signed(row.error_at_speed),
     ]
 
 
@@ -177,7 +180,15 @@ def _steps(run: LoopbackRun, bundle: Bundle) -> str:
         f"simulator. Busy: {quantity(run.simulated_busy_s, 's')} simulated, {real} real. Time "
         f"predicted for each real step: {percent(errors.median)} off in the median, "
         f"{percent(errors.p95)} at the 95th percentile, bias {signed(errors.bias)}. Requests were "
-        f"queued up to {quantity(run.late_s, 's')} late (99th percentile)."
+        f"queued up to {quantity(run.late_s, 's')} late (99th percentile). Steps of the real runs "
+        f"took {_slowness(run)} times as long as predicted in all."
+    )
+
+
+def _slowness(run: LoopbackRun) -> str:
+    models = run.slowness[0]
+    return ", ".join(
+        f"{' / '.join(f'{own[model]:.2f}' for own in run.slowness)} ({model})" for model in models
     )
 
 
@@ -222,6 +233,7 @@ def _load_document(run: LoopbackRun, validation: Validation) -> dict[str, JsonVa
             **row.model_dump(mode="json"),
             "error": row.error,
             "spread": row.spread,
+            "error_at_speed": row.error_at_speed,
             "held_to_the_aim": row.statistic in HELD_TO,
             "within": row.within(validation.aims.latency),
         }
@@ -233,6 +245,7 @@ def _load_document(run: LoopbackRun, validation: Validation) -> dict[str, JsonVa
         "rate_rps": run.rate_rps,
         "requests": len(run.requests.arrival_s),
         "latencies": rows,
+        "slowness": [{**each} for each in run.slowness],
         "steps_unlike": run.unlike_steps,
         "steps": run.steps,
         "step_time_errors": errors.model_dump(mode="json", exclude={"shapes"}),
@@ -272,10 +285,10 @@ def _fresh_html(validation: Validation) -> Markup:
 def _load_section(run: LoopbackRun, validation: Validation) -> Section:
     rows: list[list[Value | str]] = []
     for row in run.rows:
-        kind, statistic, simulated, real, error, spread = _latency(row)
+        kind, statistic, simulated, real, error, *rest = _latency(row)
         aim = f"aim ±{percent(validation.aims.latency)}" if row.statistic in HELD_TO else ""
         rows.append(
-            [kind, statistic, simulated, real, Value(error, aim, _late(validation, row)), spread]
+            [kind, statistic, simulated, real, Value(error, aim, _late(validation, row)), *rest]
         )
     times = _step_times(run, validation.bundle)
     real_s, predicted_s = np.concatenate(list(times.values()), axis=1)

@@ -130,7 +130,10 @@ def validation(stretch: float, median: float = 0.01, sharing: bool = True) -> Va
     )  # fmt: skip
     run = LoopbackRun(
         load=0.5, rate_rps=12.5, requests=requests, simulated=times(1.0),
-        played=tuple(played(stretch * f) for f in (0.99, 1.0, 1.01)), unlike_steps=0, steps=6,
+        played=tuple(played(stretch * f) for f in (0.99, 1.0, 1.01)),
+        slowness=tuple({"tiny": stretch * f} for f in (0.99, 1.0, 1.01)),
+        at_speed=tuple(times(stretch * f * 1.002) for f in (0.99, 1.0, 1.01)),
+        unlike_steps=0, steps=6,
         simulated_busy_s=1.5,
     )  # fmt: skip
     shared = Sharing(
@@ -280,6 +283,7 @@ def test_the_document_is_json_and_says_which_aims_were_missed():
     median = latencies["end-to-end latency", "P50"]
     assert median["error"] == pytest.approx(-0.2)
     assert median["spread"] == pytest.approx(0.01)
+    assert median["error_at_speed"] == pytest.approx(0.002, rel=0.01)
     assert (median["held_to_the_aim"], median["within"]) == (True, False)
     assert kept["sharing"]["slower_in_turns"]["tiny"] == pytest.approx(0.25)
 
