@@ -72,24 +72,21 @@ def _calibration(published: Published) -> str:
     heads = ("median", "95th percentile", "bias")
     lines = [f"| step times, error, % | {' | '.join(heads)} |", "|---" * 4 + "|"]
     for model, kinds in published["held_out"].items():
-        told = {f"{model}, {kind}, held out": errors for kind, errors in kinds.items()}
-        for name, errors in (told | {f"{model}, fresh": published["fresh"][model]}).items():
-            cells = (_plain(errors["median"]), _plain(errors["p95"]), _signed(errors["bias"]))
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        rows = {f"{model}, {kind}, held out": errors for kind, errors in kinds.items()}
+        rows[f"{model}, fresh"] = published["fresh"][model]
+        for name, errors in rows.items():
+            figures = (_plain(errors["median"]), _plain(errors["p95"]), _signed(errors["bias"]))
+            lines.append(f"| {name} | {' | '.join(figures)} |")
     loads = published["loads"]
     told = ("error", "real runs differ by", "error at their speed")
-    heads = [f"load {load['load']:g}: {name}" for load in loads for name in told]
-    lines += ["", f"| latency, % | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for index, row in enumerate(loads[0]["latencies"]):
-        rows = [load["latencies"][index] for load in loads]
-        cells = [
-            text
-            for each in rows
-            for text in (
-                _signed(each["error"]), _plain(each["spread"]), _signed(each["error_at_speed"])
-            )
-        ]  # fmt: skip
-        lines.append(f"| {row['kind']}, {row['statistic']} | {' | '.join(cells)} |")
+    columns = [f"load {load['load']:g}: {name}" for load in loads for name in told]
+    lines += ["", f"| latency, % | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for latencies in zip(*(load["latencies"] for load in loads), strict=True):
+        cells = []
+        for each in latencies:
+            cells += [_signed(each["error"]), _plain(each["spread"])]
+            cells.append(_signed(each["error_at_speed"]))
+        lines.append(f"| {each['kind']}, {each['statistic']} | {' | '.join(cells)} |")
     unlike = ", ".join(f"{load['steps_unlike']} of {load['steps']:,}" for load in loads)
     lines += ["", f"Steps that the simulator forms otherwise: {unlike}."]
     origin = published["provenance"]

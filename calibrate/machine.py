@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -148,14 +149,13 @@ def _best_s(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _driver() -> str:
-    """NVIDIA's kernel driver."""
-    path = Path("/proc/driver/nvidia/version")
-    if path.exists():
-        return path.read_text().splitlines()[0]
-    import pynvml
-
-    pynvml.nvmlInit()
-    return str(pynvml.nvmlSystemGetDriverVersion())
+    """The version of NVIDIA's driver, as its own tool tells it."""
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"not told by nvidia-smi: {error}"
+    return told.splitlines()[0]
 
 
 def _cpu_lines() -> list[str]:
