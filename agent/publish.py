@@ -64,7 +64,7 @@ def keep_recorded(results: Mapping[str, Any], others: Published) -> Published:
 
 def keep_calibration(results: Mapping[str, Any]) -> Published:
     """The part of a validated bundle's `results.json` that is published."""
-    parts = ("provenance", "held_out", "fresh", "loads", "sharing", "missed")
+    parts = ("provenance", "held_out", "fresh", "loads", "missed")
     return {part: results[part] for part in parts}
 
 

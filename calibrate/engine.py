@@ -13,6 +13,7 @@ import ctypes
 import gc
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -37,6 +38,7 @@ PINNED = {
     "use_cuda_graph": False,
     "max_blocks_per_request": 0,  # the fast path for decodes alone, which needs flash-attn
     "cpu_offload_space": 0.0,
+    "max_memory_percent": 1.0,  # the KV capacity is given
     "scheduler_type": "fifo",
 }
 
@@ -103,6 +105,8 @@ class Engine:
         """
         if spec.token_budget < spec.max_batch:
             raise ConfigError("token_budget", spec.token_budget, f"≥ max_batch = {spec.max_batch}")
+        if device.type == "cuda" and spec.dtype == "float32":
+            raise ConfigError("engine.dtype", spec.dtype, "float16 or bfloat16 on a GPU")
         keep_freed_memory()
         self.source, self.name = source, model_name(source)
         self.spec, self.device = spec, device
@@ -123,7 +127,10 @@ class Engine:
         )
         self._outputs = _Outputs()
         self._manager.output_router = self._outputs
-        self._processor = self._manager._create_batch_processor()
+        try:
+            self._processor = self._manager._create_batch_processor()
+        except MemoryError as error:
+            raise ConfigError("engine.kv_tokens", spec.kv_tokens, str(error)) from error
         for cache in (*self.cache.key_cache, *self.cache.value_cache):
             cache.zero_()  # fresh memory may hold values on which arithmetic is slow
 
@@ -148,6 +155,17 @@ class Engine:
         caches = (*self.cache.key_cache, *self.cache.value_cache)
         groups = self.cache.num_groups
         return int(groups * sum(c[0].numel() * c.element_size() for c in caches))
+
+    @property
+    def held_bytes_per_token(self) -> int:
+        """As `kv_bytes_per_token`, with what transformers sets aside beside it for each token.
+
+        A copy of one layer's keys and values, an index, and a column of an attention mask, which it
+        counts although ragged attention has none.
+        """
+        size = self.cache.key_cache[0].element_size()
+        copied = math.ceil(self.kv_bytes_per_token / self.config.num_hidden_layers)
+        return int(self.kv_bytes_per_token + copied + 8 + self.spec.token_budget * size)
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -205,11 +223,12 @@ class Engine:
         processor = self._processor
         processor.max_batch_tokens = token_budget or self.spec.token_budget
         begin_s = perf_counter()
-        with torch.inference_mode():
-            formed = processor.prepare_next_batch()
-        if not formed:
-            return None
-        prepared_s = perf_counter()
+        with torch.no_grad(), self._on_stream():
+            if not processor.prepare_next_batch():
+                return None
+            if self._stream is not None:
+                self._stream.synchronize()
+            prepared_s = perf_counter()
         chosen = processor.inputs_and_outputs.requests_in_batch
         pieces = tuple(
             Piece(
@@ -220,7 +239,8 @@ class Engine:
             )
             for each in chosen
         )
-        device_s = self._compute()
+        with torch.no_grad(), self._on_stream():
+            device_s = self._compute()
         computed_s = perf_counter()
         processor.update_batch()
         emitting = [each.state for each in chosen if each.has_new_token]
@@ -279,21 +299,38 @@ class Engine:
     def close(self) -> None:
         """Give the model and its cache back; the engine is of no use after that."""
         del self._processor, self._manager, self.model
+        gc.unfreeze()
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    @property
+    def _stream(self) -> torch.cuda.Stream | None:
+        """Where transformers computes; None on a CPU."""
+        return self._processor.inputs_and_outputs.compute_stream
+
+    def _on_stream(self) -> AbstractContextManager[object]:
+        """Inputs are written where they are read, so that the two are in order."""
+        stream = self._stream
+        return nullcontext() if stream is None else torch.cuda.stream(stream)
+
     def _compute(self) -> float | None:
-        """Run the step that is formed, until its tokens are on the host."""
-        stream = self._processor.inputs_and_outputs.compute_stream
-        if stream is None:
-            self._processor._generation_step(self.model)
+        """Run the step that is formed, until its tokens are on the host.
+
+        Returns:
+            On a GPU, seconds from the first kernel to the last, gaps between launches included.
+        """
+        runner, inputs = self._processor.model_runner, self._processor.inputs_and_outputs
+        batch = inputs.get_model_kwargs(use_padding=runner.pad_inputs)
+        if self._stream is None:
+            runner.compute_batch(self.model, batch)
+            inputs.retrieve_device_outputs()
             return None
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record(stream)
-        self._processor._generation_step(self.model)
-        end.record(stream)
-        end.synchronize()
+        begin.record(self._stream)
+        runner.compute_batch(self.model, batch)
+        end.record(self._stream)
+        inputs.retrieve_device_outputs()
         return float(begin.elapsed_time(end)) / 1000
 
     def _find(self, request_id: str) -> RequestState | None:

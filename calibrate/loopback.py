@@ -185,6 +185,7 @@ def deploy(bundle: Bundle, engines: Sequence[Engine]) -> Cluster:
     }
     spec = ClusterSpec(
         profile=bundle.meta.device, devices=1, models=models, overrides=overrides,
+        memory_utilization=1.0,  # the engines do hold what they hold
         overhead_s=0.0, cancel_expired=False, scheduler="transformers_fifo",
     )  # fmt: skip
     return build_cluster(spec, replace(bundle, quality=quality), (TASK,))

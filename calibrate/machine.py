@@ -33,8 +33,8 @@ class Gauge:
         """The state now."""
         if self._device.type == "cuda":
             return State(
-                clock_mhz=float(torch.cuda.clock_rate(self._device)),
-                temperature_c=float(torch.cuda.temperature(self._device)),
+                clock_mhz=_told(lambda: torch.cuda.clock_rate(self._device)),
+                temperature_c=_told(lambda: torch.cuda.temperature(self._device)),
             )
         rates = [
             float(line.partition(":")[2]) for line in _cpu_lines() if line.startswith("cpu MHz")
@@ -45,6 +45,14 @@ class Gauge:
             clock_mhz=sum(rates) / len(rates) if rates else None,
             temperature_c=max(degrees) if degrees else None,
         )
+
+
+def _told(read: Callable[[], int]) -> float | None:
+    """What NVIDIA's library says; None where this device does not tell."""
+    try:
+        return float(read())
+    except Exception:  # its own kind of error, by which it says "not supported"
+        return None
 
 
 def find_device(name: str) -> torch.device:
@@ -58,6 +66,7 @@ def find_device(name: str) -> torch.device:
     if name.partition(":")[0] == "cuda" and torch.cuda.is_available():
         index = int(name.partition(":")[2] or 0)
         if index < torch.cuda.device_count():
+            torch.cuda.set_device(index)
             return torch.device("cuda", index)
     here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     raise ConfigError("device", name, f"PyTorch finds here: {', '.join(here)}")
@@ -93,6 +102,13 @@ def memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_bytes(device: torch.device, utilization: float) -> int:
+    """What is left for models: that share of the device's memory, less what is in use by now."""
+    total = memory_bytes(device)
+    used = total - torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return int(utilization * total) - used
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

@@ -133,7 +133,8 @@ def _visit(
     for index in range(repeat.visit + 1):
         if shape.switched:
             for other in others:
-                time_step(other, Shape(contexts=(OTHERS_CONTEXT,) * OTHERS_BATCH))
+                batch = min(OTHERS_BATCH, other.spec.max_batch)
+                time_step(other, Shape(contexts=(OTHERS_CONTEXT,) * batch))
         step = time_step(engine, shape)
         if index:
             samples.append(

@@ -139,13 +139,13 @@ def _random(grid: GridSpec, limits: Limits, seed: int) -> Iterator[Shape]:
     rng = np.random.default_rng(seed)
     most_context = min(limits.max_context - 2, max(grid.contexts))
     for batch, context, chunks, prompt, done in draws:
-        n_chunks = int(chunks * 4)  # none to three
+        n_chunks = min(int(chunks * 4), limits.max_batch)  # none to three
         tokens = int(limits.token_budget ** (0.2 + 0.8 * prompt)) // max(n_chunks, 1)
         decodes = int(min(limits.max_batch - n_chunks, limits.token_budget) ** batch)
         decodes = max(min(decodes, limits.token_budget - n_chunks * tokens), 0)
         mean = most_context**context
         own = np.clip(mean * rng.uniform(0.3, 1.7, decodes), 1, most_context).astype(int)
-        before = int(done * (limits.max_context - tokens - 2)) if done > 0.5 else 0
+        before = max(int(done * (limits.max_context - tokens - 2)), 0) if done > 0.5 else 0
         yield Shape(
             contexts=tuple(own.tolist()),
             chunks=tuple((before if i == 0 else 0, max(tokens, 1)) for i in range(n_chunks)),

@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 from pydantic import Field
 
-from calibrate.engine import Engine
+from calibrate.engine import Engine, Step
 from calibrate.turns import Turns
 from sim.config import Spec
 
@@ -49,21 +49,21 @@ def _fill(engine: Engine, spec: SharingSpec) -> None:
     engine.step()
 
 
-def _steps(engine: Engine, count: int, begin: Callable[[], object]) -> list[float]:
+def _steps(engine: Engine, count: int, begin: Callable[[], object]) -> list[Step]:
     begin()
-    seconds = []
+    steps = []
     for _ in range(count):
         step = engine.step()
         assert step is not None  # nothing ends: there is room for every token
-        seconds.append(step.end_s - step.begin_s)
-    return seconds
+        steps.append(step)
+    return steps
 
 
 def _alone(engine: Engine, spec: SharingSpec) -> float:
     _fill(engine, spec)
-    seconds = _steps(engine, spec.steps, lambda: None)
+    steps = _steps(engine, spec.steps, lambda: None)
     engine.clear()
-    return float(np.median(seconds))
+    return _median([step.end_s - step.begin_s for step in steps])
 
 
 def _turns(engines: Sequence[Engine], spec: SharingSpec) -> tuple[dict[str, float], float]:
@@ -85,19 +85,24 @@ def _turns(engines: Sequence[Engine], spec: SharingSpec) -> tuple[dict[str, floa
 
 
 def _free(engines: Sequence[Engine], spec: SharingSpec) -> tuple[dict[str, float], float]:
-    """Each engine takes as many steps as fit into the time; the slowest takes `spec.steps`."""
+    """Each engine takes `spec.steps`; what counts is the time while all of them run."""
     for engine in engines:
         _fill(engine, spec)
     barrier = Barrier(len(engines))
     with ThreadPoolExecutor(len(engines)) as pool:
-        begin = perf_counter()
         running = [pool.submit(_steps, engine, spec.steps, barrier.wait) for engine in engines]
-        seconds = [each.result() for each in running]
-        rate = spec.steps * len(engines) / (perf_counter() - begin)
+        steps = [each.result() for each in running]
     for engine in engines:
         engine.clear()
+    begin_s = max(own[0].begin_s for own in steps)
+    end_s = min(own[-1].end_s for own in steps)
+    together = [[s for s in own if begin_s <= s.begin_s and s.end_s <= end_s] for own in steps]
+    rate = sum(map(len, together)) / (end_s - begin_s)
+    medians = [_median([s.end_s - s.begin_s for s in own or all_]) for own, all_ in zip(
+        together, steps, strict=True
+    )]  # fmt: skip
     names = [engine.name for engine in engines]
-    return dict(zip(names, map(_median, seconds), strict=True)), rate
+    return dict(zip(names, medians, strict=True)), rate
 
 
 def _median(seconds: Sequence[float]) -> float:

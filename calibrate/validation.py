@@ -25,7 +25,7 @@ from calibrate.loopback import (
     step_rows,
     unlike_steps,
 )
-from calibrate.machine import Gauge
+from calibrate.machine import Gauge, environment
 from calibrate.microbench import Journal, RepeatSpec
 from calibrate.shapes import Counts, GridSpec, limits_of, shapes
 from calibrate.sharing import Sharing
@@ -178,7 +178,8 @@ def fresh_errors(
         if _inside(profile.envelope, shape.counts)
     ][:count]
     others = [other for other in engines if other is not engine]
-    with Journal(folder / f"{engine.name}.jsonl", f"fresh {seed}") as journal:
+    key = f"{bundle.content_hash} {seed} {repeat.model_dump_json()} {environment(engine.device)}"
+    with Journal(folder / f"{engine.name}.jsonl", key) as journal:
         gauge = Gauge(engine.device)
         microbench.measure(engine, others, wanted, repeat, journal, gauge, seed, progress)
         table = step_table(Measured(wanted, journal.samples))

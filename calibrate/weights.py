@@ -1,7 +1,5 @@
 """An engine's model: the weights of a hub or a folder, or random ones of a config's shape."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -89,19 +87,9 @@ def _random(
     config: PreTrainedConfig, device: torch.device, dtype: torch.dtype, seed: int
 ) -> nn.Module:
     """Normal weights drawn on the device itself: billions of them on a CPU would take minutes."""
-    with torch.device(device), _as_default(dtype), no_init_weights():
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
+    with torch.device(device), no_init_weights():
+        model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=dtype)
     generator = torch.Generator(device).manual_seed(seed)
     for parameter in model.parameters():
         parameter.data.normal_(0.0, 0.02, generator=generator)
     return model
-
-
-@contextmanager
-def _as_default(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

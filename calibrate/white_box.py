@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from pydantic import Field
+from pydantic import Field, JsonValue
 from rich.console import Console
 from rich.table import Table
 
@@ -82,12 +82,16 @@ def calibrate(values: object, console: Console, origin: str) -> Bundle:
     device = machine.find_device(spec.device)
     machine.use_cores(spec.threads, spec.cores)
     spec = spec.model_copy(update={"engine": spec.engine.on(device)})
+    peaks = machine.peaks(device, str(spec.engine.dtype))  # before the models take the memory
     engines: list[Engine] = []
     try:
         with console.status("loading the models …"):
             engines = load_engines(spec, device)
+        weights = [engine.weights_bytes for engine in engines]
+        if weights != sorted(weights):
+            raise ConfigError("models", list(spec.models), "must be ordered small to large")
         spare_the_collector()
-        return make_bundle(spec, engines, measure(spec, engines, console), origin)
+        return make_bundle(spec, engines, measure(spec, engines, console), peaks, origin)
     finally:
         for engine in engines:
             engine.close()
@@ -115,20 +119,22 @@ def _engine(source: str, device: torch.device, spec: CalibrateSpec, kv_tokens: i
 
 
 def _room(spec: CalibrateSpec, device: torch.device) -> list[int]:
-    """KV tokens of each model: equal shares of the memory that all weights leave."""
+    """KV tokens of each model: equal shares of the memory that all weights leave, whole blocks."""
+    free = machine.free_bytes(device, spec.memory_utilization)
     probes = [
         _engine(source, device, spec, 64 * spec.engine.block_tokens) for source in spec.models
     ]
     weights = sum(probe.weights_bytes for probe in probes)
-    left = spec.memory_utilization * machine.memory_bytes(device) - weights
+    left = free - weights
     if left <= 0:
         raise ConfigError(
             "models", spec.models, f"their weights of {weights} bytes leave no memory"
         )
-    tokens = [int(left / len(probes) / probe.kv_bytes_per_token) for probe in probes]
+    tokens = [int(left / len(probes) / probe.held_bytes_per_token) for probe in probes]
     for probe in probes:
         probe.close()
-    return tokens
+    block = spec.engine.block_tokens
+    return [count // block * block for count in tokens]
 
 
 def measure(
@@ -155,8 +161,9 @@ def measure(
 
 
 def make_bundle(
-    spec: CalibrateSpec, engines: Sequence[Engine], measured: dict[str, Measured], origin: str
-) -> Bundle:
+    spec: CalibrateSpec, engines: Sequence[Engine], measured: dict[str, Measured],
+    peaks: dict[str, JsonValue], origin: str,
+) -> Bundle:  # fmt: skip
     """Fit and put together."""
     device = engines[0].device
     profiles: dict[str, ModelProfile] = {}
@@ -193,7 +200,7 @@ def make_bundle(
         ),
         models=tuple(profiles),
         environment=machine.environment(device),
-        peaks=machine.peaks(device, engines[0].spec.dtype),
+        peaks=peaks,
         settings={
             "engine": {
                 **spec.engine.model_dump(mode="json"), **PINNED, "attention": ATTENTION,
@@ -203,6 +210,7 @@ def make_bundle(
             "peak_memory_bytes": machine.peak_memory_bytes(device),
             "grid": spec.grid.model_dump(mode="json"),
             "repeat": spec.repeat.model_dump(mode="json"),
+            "memory_utilization": spec.memory_utilization,
             "models": {engine.name: engine.source for engine in engines},
             "seed": spec.seed,
         },
@@ -239,7 +247,7 @@ def error_table(bundle: Bundle) -> Table:
 def _key(spec: CalibrateSpec, engine: Engine) -> str:
     """What samples of one journal have in common."""
     settings = {
-        "engine": asdict_spec(engine.spec),
+        "engine": engine.spec.model_dump(mode="json"),
         "model": engine.config.to_dict(),
         "grid": spec.grid.model_dump(mode="json"),
         "repeat": spec.repeat.model_dump(mode="json"),
@@ -249,8 +257,3 @@ def _key(spec: CalibrateSpec, engine: Engine) -> str:
     }
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def asdict_spec(spec: Spec) -> dict[str, object]:
-    """A spec as plain values."""
-    return spec.model_dump(mode="json")
