@@ -88,7 +88,9 @@ def _calibration(published: Published) -> str:
             cells.append(_signed(each["error_at_speed"]))
         lines.append(f"| {each['kind']}, {each['statistic']} | {' | '.join(cells)} |")
     unlike = ", ".join(f"{load['steps_unlike']} of {load['steps']:,}" for load in loads)
-    lines += ["", f"Steps that the simulator forms otherwise: {unlike}."]
+    slow = [each for load in loads for run in load["slowness"] for each in run.values()]
+    lines += ["", f"Steps that the simulator forms otherwise: {unlike}. Steps took "]
+    lines[-1] += f"{min(slow):.2f} to {max(slow):.2f} times as long as when they were calibrated."
     origin = published["provenance"]
     return "\n".join([*lines, "", f"`{origin['command']}` · {origin['device']}"])
 
