@@ -3,7 +3,8 @@
 The figures that are published are kept in `docs/results/<name>.json`, with the command that made
 them and the hashes of profile and rules; the README shows them between a pair of markers,
 `<!-- results: <name> -->` and `<!-- end -->`, as `render` writes them. Recorded runs, one folder
-each, are kept together as `recorded`; the validation of a bundle is kept as `calibration`.
+each, are kept together as `recorded`; the validation of a bundle is kept as `calibration`,
+the held-out errors of a bundle made from outside as `served`.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from sim.rules import rules_hash
 
 README = Path("README.md")
 RESULTS = Path("docs/results")
@@ -46,6 +49,8 @@ def render(published: Published) -> str:
         return _recorded(published)
     if "held_out" in published:
         return _calibration(published)
+    if "latencies" in published:
+        return _served(published)
     return _standings(published)
 
 
@@ -66,6 +71,30 @@ def keep_calibration(results: Mapping[str, Any]) -> Published:
     """The part of a validated bundle's `results.json` that is published."""
     parts = ("provenance", "held_out", "fresh", "loads", "missed")
     return {part: results[part] for part in parts}
+
+
+def keep_served(bundle: Path) -> Published:
+    """What is published of a bundle made from outside: its errors on cells held out."""
+    meta = json.loads((bundle / "meta.json").read_text())
+    (model,) = meta["models"]
+    return {
+        "provenance": {
+            "command": "python -m calibrate.run url=<server> ...",
+            "model": model,
+            "rules hash": rules_hash(),
+        },
+        "latencies": json.loads((bundle / model / "fit.json").read_text())["latencies"],
+    }
+
+
+def _served(published: Published) -> str:
+    heads = ("median", "95th percentile", "bias")
+    lines = [f"| error over cells held out, % | {' | '.join(heads)} |", "|---" * 4 + "|"]
+    for kind, errors in published["latencies"].items():
+        figures = (_plain(errors["median"]), _plain(errors["p95"]), _signed(errors["bias"]))
+        lines.append(f"| {kind} | {' | '.join(figures)} |")
+    origin = published["provenance"]
+    return "\n".join([*lines, "", f"`{origin['command']}`, as above · {origin['model']}"])
 
 
 def _calibration(published: Published) -> str:
@@ -166,9 +195,13 @@ def main() -> None:
         "folder",
         nargs="*",
         type=Path,
-        help="an output_dir of agent.evaluate, calibrate.validate_run or validate_bundle",
+        help="an output_dir of agent.evaluate, calibrate.validate_run or validate_bundle; a bundle",
     )
     for folder in parser.parse_args().folder:
+        if not (folder / "results.json").exists() and (folder / "meta.json").exists():
+            text = json.dumps(keep_served(folder), indent=1, allow_nan=False)
+            (RESULTS / "served.json").write_text(text + "\n")
+            continue
         results = json.loads((folder / "results.json").read_text())
         RESULTS.mkdir(parents=True, exist_ok=True)
         recorded = RESULTS / "recorded.json"

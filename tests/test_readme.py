@@ -24,8 +24,8 @@ def test_a_result_was_made_under_the_rules_and_the_profile_of_today(path):
     published = json.loads(path.read_text())
     origin = published["provenance"]
     assert origin["rules hash"] == rules_hash(), f"made under other rules: {origin['command']}"
-    if "recorded" in published:
-        return  # its profiles are made from the recorded operators
+    if "recorded" in published or "latencies" in published:
+        return  # its profiles are not shipped
     if "held_out" in published:
         measured = load_bundle("pkg://calibrate.profiles/cpu-epyc-1-thread")
         assert origin["bundle hash"] == measured.content_hash, origin["command"]
