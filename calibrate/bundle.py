@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from calibrate import fit
 from calibrate.fit import COEFFICIENTS, Errors, StepTable
-from calibrate.microbench import Sample, median_interval, name
+from calibrate.samples import Sample, median_interval, name
 from calibrate.shapes import Shape
 from sim.config import ConfigError, Spec, check
 from sim.profile import Bundle, StepTime
@@ -178,6 +178,18 @@ def read_samples(bundle: Bundle, model: str) -> pa.Table:
         ConfigError: if the bundle has none.
     """
     return pyarrow.parquet.read_table(io.BytesIO(_attachment(bundle, f"{model}/{SAMPLES}")))
+
+
+def read_step_table(bundle: Bundle, model: str) -> StepTable:
+    """The timed shapes of a measured bundle's model.
+
+    Raises:
+        ConfigError: if the bundle has none.
+    """
+    table = read_table(bundle, model)
+    names = ("sequences", "prompt_tokens", "tokens", "pairs", "kv_tokens", "done_tokens",
+             "switched", "step_s", "shape")  # fmt: skip
+    return StepTable(*(table[name].to_numpy() for name in names))
 
 
 def read_fit(bundle: Bundle, model: str) -> FitRecord:

@@ -14,7 +14,6 @@ import gc
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -28,9 +27,12 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from calibrate import ragged_attention
+from calibrate.shapes import Limits
+from calibrate.step import Piece, Step
 from calibrate.weights import Dtype, load_model, model_name
 from sim.config import ConfigError, Spec
 
+KEPT_FREE = 0.2  # of the KV cache: with fewer free blocks the engine holds prompts back
 NO_STOP = -1  # as an end-of-sequence token: every answer has its full length
 PINNED = {
     "allow_block_sharing": False,
@@ -52,30 +54,6 @@ class EngineSpec(Spec):
     kv_tokens: int = Field(ge=4)  # KV capacity
     dtype: Dtype
     seed: int  # of random weights
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What a step computes for one request: `tokens` after the `done` that are in the cache."""
-
-    request_id: str
-    done: int
-    tokens: int
-    decode: bool  # else a chunk of a prompt
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step; the times are seconds of the host's monotonic clock (`time.perf_counter`)."""
-
-    pieces: tuple[Piece, ...]
-    emitted: tuple[tuple[str, int], ...]  # (request, token)
-    finished: tuple[str, ...]
-    begin_s: float
-    prepared_s: float  # the step is formed, its inputs are on the device
-    computed_s: float  # the device is done, tokens are back on the host
-    end_s: float  # requests are brought up to date
-    device_s: float | None  # of the computation, by CUDA events; None on a CPU
 
 
 class _Outputs(OutputRouter):  # type: ignore[misc]
@@ -171,6 +149,16 @@ class Engine:
     def kv_capacity_tokens(self) -> int:
         """Tokens that the KV cache holds."""
         return int(self.cache.num_blocks * self.cache.block_size)
+
+    @property
+    def limits(self) -> Limits:
+        """What a step of it can hold."""
+        return Limits(
+            max_batch=self.spec.max_batch,
+            token_budget=self.spec.token_budget,
+            max_context=self.max_context,
+            kv_tokens=int((1 - KEPT_FREE) * self.kv_capacity_tokens),
+        )
 
     @property
     def has_requests(self) -> bool:

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float64, Int, Int32
 from pydantic import Field
 
-from calibrate.engine import Engine, Step
-from calibrate.shapes import Counts, counts
+from calibrate.engine import Engine
+from calibrate.step import Counts, Step, counts
 from calibrate.turns import Turns
 from sim.cluster import simulate
 from sim.config import ConfigError, Spec

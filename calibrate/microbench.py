@@ -4,19 +4,19 @@ The shapes are visited in rounds, in a new order each, so that a drift of the ma
 all of them. Every sample is kept, outliers too, in a journal from which a killed run goes on.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field, TypeAdapter
-from scipy import stats
 
 from calibrate import journal
-from calibrate.engine import Engine, Step
+from calibrate.engine import Engine
 from calibrate.machine import Gauge
-from calibrate.shapes import Shape, counts
+from calibrate.samples import Sample, median_interval, name
+from calibrate.shapes import Shape
+from calibrate.step import Step, counts
 from sim.config import Spec
 
 OTHERS_BATCH, OTHERS_CONTEXT = 4, 100  # of the steps that other models compute in between
@@ -29,24 +29,6 @@ class RepeatSpec(Spec):
     least: int = Field(ge=5)  # samples of a shape
     most: int = Field(ge=5)
     visit: int = Field(ge=1)  # samples taken in a row, after one that is thrown away
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One timed step; times in seconds, clock in MHz, temperature in °C (None: not to be had)."""
-
-    round: int
-    prepare_s: float
-    compute_s: float
-    update_s: float
-    device_s: float | None
-    clock_mhz: float | None
-    temperature_c: float | None
-
-    @property
-    def step_s(self) -> float:
-        """The whole step."""
-        return self.prepare_s + self.compute_s + self.update_s
 
 
 SAMPLES = TypeAdapter(list[Sample])
@@ -101,11 +83,6 @@ def measure(
     progress(1.0)
 
 
-def name(shape: Shape) -> str:
-    """A shape as text, the key of its samples."""
-    return json.dumps([shape.contexts, shape.chunks, shape.switched], separators=(",", ":"))
-
-
 def enough(samples: Sequence[Sample], repeat: RepeatSpec) -> bool:
     """Whether a shape needs no more samples."""
     if len(samples) < repeat.least:
@@ -115,14 +92,6 @@ def enough(samples: Sequence[Sample], repeat: RepeatSpec) -> bool:
     seconds = np.array([sample.step_s for sample in samples])
     low, high = median_interval(seconds)
     return bool((high - low) / 2 <= repeat.interval * np.median(seconds))
-
-
-def median_interval(values: np.ndarray) -> tuple[float, float]:
-    """A 95 % interval of the median from order statistics (at least; binomial, no distribution)."""
-    values = np.sort(values)
-    rank = int(stats.binom.ppf(0.025, len(values), 0.5))
-    low = max(rank - 1, 0)
-    return float(values[low]), float(values[len(values) - 1 - low])
 
 
 def _visit(

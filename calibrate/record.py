@@ -49,18 +49,12 @@ class Record:
             name=model,
             profile=bundle.models[model],
             fit=files.read_fit(bundle, model),
-            table=_step_table(table),
+            table=files.read_step_table(bundle, model),
             held_out=_floats(table, "held_out_error"),
             host_s=_floats(table, "host_s"),
             device_s=_floats(table, "device_s"),
             samples=_samples(files.read_samples(bundle, model)),
         )
-
-
-def _step_table(table: pa.Table) -> StepTable:
-    names = ("sequences", "prompt_tokens", "tokens", "pairs", "kv_tokens", "done_tokens",
-             "switched", "step_s", "shape")  # fmt: skip
-    return StepTable(*(table[name].to_numpy() for name in names))
 
 
 def _samples(table: pa.Table) -> Samples:

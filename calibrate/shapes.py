@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 from scipy.stats import qmc
 
-from calibrate.engine import Engine, Piece
+from calibrate.step import Counts, Piece, counts
 from sim.config import Spec
 
 
@@ -32,39 +32,10 @@ class Shape:
     switched: bool = False
 
     @property
-    def counts(self) -> "Counts":
+    def counts(self) -> Counts:
         """The counts on which a step's time depends."""
         decodes = [Piece("", done, 1, decode=True) for done in self.contexts]
         return counts([*decodes, *(Piece("", *chunk, decode=False) for chunk in self.chunks)])
-
-
-@dataclass(frozen=True)
-class Counts:
-    """The counts of rule 12 of `docs/simulation.md`, of one step."""
-
-    sequences: int
-    decodes: int
-    prompt_tokens: int
-    tokens: int
-    pairs: int
-    kv_tokens: int
-    done_tokens: int
-
-
-def counts(pieces: list[Piece] | tuple[Piece, ...]) -> Counts:
-    """The counts of a step that computed `pieces`."""
-    chunks = [(piece.done, piece.tokens) for piece in pieces if not piece.decode]
-    prompt_tokens = sum(tokens for _, tokens in chunks)
-    decodes = len(pieces) - len(chunks)
-    return Counts(
-        sequences=len(pieces),
-        decodes=decodes,
-        prompt_tokens=prompt_tokens,
-        tokens=decodes + prompt_tokens,
-        pairs=sum(tokens * done + tokens * (tokens + 1) // 2 for done, tokens in chunks),
-        kv_tokens=sum(piece.done + 1 for piece in pieces if piece.decode),
-        done_tokens=sum(done for done, _ in chunks),
-    )
 
 
 @dataclass(frozen=True)
@@ -86,19 +57,6 @@ class Limits:
             and max(lengths) < self.max_context
             and sum(lengths) <= self.kv_tokens
         )
-
-
-KEPT_FREE = 0.2  # of the KV cache: with fewer free blocks the engine holds prompts back
-
-
-def limits_of(engine: Engine) -> Limits:
-    """What an engine can hold."""
-    return Limits(
-        max_batch=engine.spec.max_batch,
-        token_budget=engine.spec.token_budget,
-        max_context=engine.max_context,
-        kv_tokens=int((1 - KEPT_FREE) * engine.kv_capacity_tokens),
-    )
 
 
 def shapes(grid: GridSpec, limits: Limits, seed: int, others: bool) -> list[Shape]:

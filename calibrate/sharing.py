@@ -8,7 +8,8 @@ from time import perf_counter
 import numpy as np
 from pydantic import Field
 
-from calibrate.engine import Engine, Step
+from calibrate.engine import Engine
+from calibrate.step import Step
 from calibrate.turns import Turns
 from sim.config import Spec
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from calibrate.engine import Engine, Step
+from calibrate.engine import Engine
+from calibrate.step import Step
 
 
 class Turns:

@@ -11,20 +11,21 @@ from pathlib import Path
 
 import hydra
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
+from calibrate.bundle import read_step_table
 from calibrate.datasheet import Datasheet, datasheet_reported, read_datasheets
-from calibrate.files import number, read_table
+from calibrate.fit import Errors, StepTable, predict, summary
 from calibrate.model import read_decoder
 from calibrate.roofline import MAX_STEP_TOKENS, model_profile
 from sim import command
 from sim.config import ConfigError, Spec, check
 from sim.files import locate
-from sim.profile import StepTime, load_bundle, step_seconds
+from sim.profile import StepTime, load_bundle
 
 
 class ValidateRooflineSpec(Spec):
@@ -34,19 +35,7 @@ class ValidateRooflineSpec(Spec):
     datasheets: str | None
 
 
-@dataclass(frozen=True, eq=False)
-class MeasuredSteps:
-    """N shapes of steps and how long each took; counts are those of rule 12."""
-
-    prompt_tokens: Int64[np.ndarray, " N"]
-    tokens: Int64[np.ndarray, " N"]
-    sequences: Int64[np.ndarray, " N"]
-    pairs: Int64[np.ndarray, " N"]
-    kv_tokens: Int64[np.ndarray, " N"]
-    step_s: Float64[np.ndarray, " N"]
-
-
-KINDS: Mapping[str, Callable[[MeasuredSteps], Bool[np.ndarray, " N"]]] = {
+KINDS: Mapping[str, Callable[[StepTable], Bool[np.ndarray, " S"]]] = {
     "decodes": lambda steps: steps.prompt_tokens == 0,
     "with prompts": lambda steps: steps.prompt_tokens > 0,
     "all": lambda steps: steps.prompt_tokens >= 0,
@@ -54,16 +43,13 @@ KINDS: Mapping[str, Callable[[MeasuredSteps], Bool[np.ndarray, " N"]]] = {
 
 
 @dataclass(frozen=True)
-class Errors:
-    """Relative errors of the predicted times of some steps of a model on a device."""
+class Compared:
+    """How far the roofline is off for some steps of a model on a device."""
 
     device: str
     model: str
     kind: str
-    steps: int
-    median: float  # of the absolute error
-    p95: float  # likewise
-    bias: float  # mean error; negative where the roofline is too fast
+    errors: Errors  # bias is negative where the roofline is too fast
 
 
 @dataclass(frozen=True)
@@ -74,58 +60,31 @@ class Unchecked:
     reason: str
 
 
-def read_steps(path: Path) -> MeasuredSteps:
-    """Read the table of a model's measured steps.
+def compare(device: str, model: str, step_time: StepTime, steps: StepTable) -> Iterator[Compared]:
+    """The errors of a step time for each kind of step that was measured.
 
     Raises:
-        ConfigError: if it is missing or malformed, or a step is longer than a roofline's table.
+        ConfigError: if a step is longer than a roofline's table.
     """
-    counts = ("prompt_tokens", "tokens", "sequences", "pairs", "kv_tokens")
-    columns = (*counts, "step_s")
-    rows = []
-    for place, texts in read_table(path, columns):
-        row = [number(t, place, column, 0) for column, t in zip(columns, texts, strict=True)]
-        if row[1] > MAX_STEP_TOKENS:
-            raise ConfigError(f"{place}: tokens", texts[1], f"at most {MAX_STEP_TOKENS}")
-        if row[-1] == 0:
-            raise ConfigError(f"{place}: step_s", texts[-1], "must be longer")
-        rows.append(row)
-    if not rows:
-        raise ConfigError(str(path), "", "must have a step a line")
-    values = dict(zip(columns, np.array(rows).T, strict=True))
-    return MeasuredSteps(
-        **{name: values[name].astype(np.int64) for name in counts}, step_s=values["step_s"]
-    )
-
-
-def compare(device: str, model: str, step_time: StepTime, steps: MeasuredSteps) -> Iterator[Errors]:
-    """The errors of a step time for each kind of step that was measured."""
-    counts = np.stack([steps.tokens, steps.sequences, steps.pairs, steps.kv_tokens], axis=1)
-    predicted = np.array([step_seconds(step_time, *row) for row in counts.tolist()])
-    error = predicted / steps.step_s - 1
+    most = int(steps.tokens.max())
+    if most > MAX_STEP_TOKENS:
+        raise ConfigError(f"{device}/{model}: tokens", most, f"at most {MAX_STEP_TOKENS}")
+    error = predict(step_time, steps) / steps.step_s - 1
     for kind, chosen in KINDS.items():
         of_kind = error[chosen(steps)]
         if len(of_kind):
-            yield Errors(
-                device=device,
-                model=model,
-                kind=kind,
-                steps=len(of_kind),
-                median=float(np.median(np.abs(of_kind))),
-                p95=float(np.percentile(np.abs(of_kind), 95)),
-                bias=float(of_kind.mean()),
-            )
+            yield Compared(device, model, kind, summary(of_kind))
 
 
 def validate(
     profiles: Path, datasheets: Mapping[str, Datasheet]
-) -> tuple[list[Errors], list[Unchecked]]:
+) -> tuple[list[Compared], list[Unchecked]]:
     """Compare all measured bundles in a folder, and say of which that cannot be done.
 
     Raises:
         ConfigError: if there is none, or a bundle or its steps cannot be read.
     """
-    errors: list[Errors] = []
+    errors: list[Compared] = []
     unchecked: list[Unchecked] = []
     for folder in sorted(path.parent for path in profiles.glob("*/meta.json")):
         bundle = load_bundle(str(folder))
@@ -147,14 +106,14 @@ def validate(
         for model in bundle.models:
             decoder = read_decoder(folder / model)
             step_time = model_profile(decoder, sheet, dtype).step_time
-            steps = read_steps(folder / model / "steps.csv")
+            steps = read_step_table(bundle, model)
             errors.extend(compare(meta.device, model, step_time, steps))
     if not errors and not unchecked:
         raise ConfigError("profiles", str(profiles), "has no measured bundle")
     return errors, unchecked
 
 
-def table(errors: list[Errors]) -> Table:
+def table(errors: list[Compared]) -> Table:
     """The errors as a table."""
     shown = Table(title="Roofline and measured steps: relative error", title_justify="left")
     for name in ("device", "model", "steps"):
@@ -162,7 +121,8 @@ def table(errors: list[Errors]) -> Table:
     for name in ("number", "median", "P95", "bias"):
         shown.add_column(name, justify="right")
     for row in errors:
-        figures = (f"{row.steps:,}", f"{row.median:.1%}", f"{row.p95:.1%}", f"{row.bias:+.1%}")
+        off = row.errors
+        figures = (f"{off.shapes:,}", f"{off.median:.1%}", f"{off.p95:.1%}", f"{off.bias:+.1%}")
         last = row.kind == "all"
         shown.add_row(row.device, row.model, row.kind, *map(_typeset, figures), end_section=last)
     return shown

@@ -27,8 +27,9 @@ from calibrate.loopback import (
 )
 from calibrate.machine import Gauge, environment
 from calibrate.microbench import Journal, RepeatSpec
-from calibrate.shapes import Counts, GridSpec, limits_of, shapes
+from calibrate.shapes import GridSpec, shapes
 from calibrate.sharing import Sharing
+from calibrate.step import Counts
 from sim.config import Spec, check
 from sim.envelope import Envelope
 from sim.profile import Bundle, step_seconds
@@ -171,7 +172,7 @@ def fresh_errors(
         decodes=(), contexts=(max(measured.contexts),), prompts=(), done=(), random=4 * count,
         switched=0,
     )  # fmt: skip
-    limits = limits_of(engine)
+    limits = engine.limits
     wanted = [
         shape
         for shape in shapes(grid, limits, seed, others=False)

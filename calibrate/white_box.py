@@ -20,7 +20,7 @@ from calibrate.progress import bars
 from calibrate.quality_source import QualitySource, assigned_quality, source_line
 from calibrate.ragged_attention import NAME as ATTENTION
 from calibrate.report import write_report
-from calibrate.shapes import GridSpec, limits_of, shapes
+from calibrate.shapes import GridSpec, shapes
 from calibrate.weights import Dtype, model_name
 from sim.config import ConfigError, Spec, check
 from sim.profile import SCHEMA_VERSION, Bundle, BundleMeta, ModelProfile
@@ -146,7 +146,7 @@ def measure(
     with bars(console) as begin:
         for engine in engines:
             others = [other for other in engines if other is not engine]
-            limits = limits_of(engine)
+            limits = engine.limits
             wanted = shapes(spec.grid, limits, spec.seed, others=bool(others))
             told = begin(f"{engine.name}: {len(wanted)} kinds of step")
             path = Path(f"{spec.out}.run", f"{engine.name}.jsonl")

@@ -21,7 +21,8 @@ from calibrate import bundle as files
 from calibrate import fit, loopback, run, validate_bundle
 from calibrate.loopback import LoopbackSpec
 from calibrate.machine import Gauge
-from calibrate.microbench import Journal, RepeatSpec, Sample, enough, measure, median_interval, name
+from calibrate.microbench import Journal, RepeatSpec, enough, measure
+from calibrate.samples import Sample, median_interval, name
 from calibrate.shapes import Shape
 from sim.config import ConfigError
 from sim.profile import Bundle, load_bundle, save_bundle

@@ -14,14 +14,14 @@ from tests.calibrate import tiny  # noqa: F401  # skips where there is no engine
 # isort: split
 from calibrate import bundle as files
 from calibrate.bundle import FitRecord, Measured
-from calibrate.engine import Piece, Step
 from calibrate.fit import COEFFICIENTS, MODEL, Errors, envelope
 from calibrate.loopback import Played, Requests, Times
-from calibrate.microbench import Sample, name
 from calibrate.record import Record
 from calibrate.report import write_report
+from calibrate.samples import Sample, name
 from calibrate.shapes import Shape
 from calibrate.sharing import Sharing
+from calibrate.step import Piece, Step
 from calibrate.validation import Aims, LoopbackRun, Validation
 from calibrate.validation_report import document, tables, verdict
 from calibrate.validation_report import write_report as write_validation

@@ -15,7 +15,8 @@ from tests.calibrate.tiny import OPT, QWEN3, generated, make_engine, write_confi
 from calibrate.engine import Engine
 from calibrate.microbench import time_step
 from calibrate.ragged_attention import ragged_attention
-from calibrate.shapes import GridSpec, Limits, Shape, counts, shapes
+from calibrate.shapes import GridSpec, Limits, Shape, shapes
+from calibrate.step import counts
 from calibrate.turns import Turns
 from calibrate.weights import shipped_models
 from sim.config import ConfigError
