@@ -5,10 +5,11 @@ is and what the replicas report.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt32
+from jaxtyping import Bool, Int64, UInt32
 
 from sim.observation import WINDOW_BITS, Observation, fits_alone
 from sim.policy import Policy
@@ -32,6 +33,91 @@ def draw_random_bits(seed: int, n_requests: int) -> UInt32[np.ndarray, " N"]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as a router sees it; times in ticks, bounds counted from the arrival."""
+
+    task: int
+    prompt_tokens: int
+    max_tokens: int
+    arrival_ticks: int
+    e2e_ticks: int  # NEVER where there is no such bound, here and below
+    ttft_ticks: int
+    tpot_ticks: int
+    random_bits: int
+
+
+class Observer:
+    """Counts what comes and what comes back, and describes a request and the system it meets.
+
+    The simulator's router and the gateway's ledger both observe through it.
+    """
+
+    def __init__(self, cluster: Cluster, grace_ticks: int) -> None:
+        self.cluster = cluster
+        self._grace = grace_ticks
+        n_tasks, n_scales = len(cluster.tasks), len(WINDOW_BITS)
+        self._window = [-1] * n_scales
+        self._arrivals = np.zeros((n_scales, n_tasks), dtype=np.int64)
+        self._previous = np.zeros((n_scales, n_tasks), dtype=np.int64)
+        self._last_arrival = self._since = 0
+        self._finished_requests = np.zeros(n_tasks, dtype=np.int64)
+        self._finished_tokens = np.zeros(n_tasks, dtype=np.int64)
+
+    def note_finished(self, task: int, tokens: int) -> None:
+        """Count an answer that came back."""
+        self._finished_requests[task] += 1
+        self._finished_tokens[task] += tokens
+
+    def note_arrival(self, task: int, now: int) -> None:
+        """Count a request that reaches the router now."""
+        self._since, self._last_arrival = now - self._last_arrival, now
+        for scale, bits in enumerate(WINDOW_BITS):
+            window = now >> bits
+            if window != self._window[scale]:
+                adjacent = window == self._window[scale] + 1
+                self._previous[scale] = self._arrivals[scale] if adjacent else 0
+                self._arrivals[scale] = 0
+                self._window[scale] = window
+            self._arrivals[scale, task] += 1
+
+    def describe(
+        self, asked: Asked, now: int, known: Report, alive: Bool[np.ndarray, " R"]
+    ) -> Observation:
+        """The observation of a request whose arrival has been counted.
+
+        Args:
+            asked: The request.
+            now: The time of the decision.
+            known: What is known of the replicas.
+            alive: Those that may be sent to.
+        """
+        cluster = self.cluster
+        signals: dict[str, Any] = dict(zip(SIGNALS, known, strict=True))
+        mask = alive & (signals["waiting"] < cluster.max_queue)
+        mask &= fits_alone(cluster, asked.prompt_tokens, asked.max_tokens)
+        waited = now - asked.arrival_ticks
+        return Observation(
+            cluster=cluster,
+            now_ticks=now,
+            task=asked.task,
+            prompt_tokens=asked.prompt_tokens,
+            max_tokens=asked.max_tokens,
+            e2e_slack_ticks=_slack(asked.e2e_ticks, waited),
+            ttft_slack_ticks=_slack(asked.ttft_ticks, waited),
+            tpot_ticks=asked.tpot_ticks,
+            grace_ticks=self._grace,
+            random_bits=asked.random_bits,
+            **signals,
+            mask=mask,
+            window_arrivals=self._arrivals,
+            previous_arrivals=self._previous,
+            since_arrival_ticks=self._since,
+            finished_requests=self._finished_requests,
+            finished_tokens=self._finished_tokens,
+        )
+
+
 class Router:
     """Observes, asks the policy, and remembers what it sent."""
 
@@ -46,24 +132,15 @@ class Router:
         self._read = read
         self._live = cluster.signal_period_ticks == 0
         self._known = np.zeros((len(SIGNALS), cluster.n_replicas), dtype=np.int64)
-        n_tasks, n_scales = len(cluster.tasks), len(WINDOW_BITS)
-        self._window = [-1] * n_scales
-        self._arrivals = np.zeros((n_scales, n_tasks), dtype=np.int64)
-        self._previous = np.zeros((n_scales, n_tasks), dtype=np.int64)
-        self._last_arrival = 0
-        self._finished_requests = np.zeros(n_tasks, dtype=np.int64)
-        self._finished_tokens = np.zeros(n_tasks, dtype=np.int64)
-
-        self._task: Sequence[int] = workload.task.tolist()
-        self._prompt_tokens: Sequence[int] = workload.prompt_tokens.tolist()
+        self._observer = Observer(cluster, bounds.grace_ticks)
+        columns = (
+            workload.task, workload.prompt_tokens, workload.max_tokens, workload.arrival_ticks,
+            bounds.e2e_ticks, bounds.ttft_ticks, bounds.tpot_ticks,
+            draw_random_bits(seed, len(workload)),
+        )  # fmt: skip
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        self._asked = [Asked(*row) for row in rows]
         self._cached_tokens: Sequence[int] = workload.cached_tokens.tolist()
-        self._max_tokens: Sequence[int] = workload.max_tokens.tolist()
-        self._arrival: Sequence[int] = workload.arrival_ticks.tolist()
-        self._e2e: Sequence[int] = bounds.e2e_ticks.tolist()
-        self._ttft: Sequence[int] = bounds.ttft_ticks.tolist()
-        self._tpot: Sequence[int] = bounds.tpot_ticks.tolist()
-        self._grace = bounds.grace_ticks
-        self._random_bits: Sequence[int] = draw_random_bits(seed, len(workload)).tolist()
 
     def take_snapshot(self) -> None:
         """Learn what the replicas report; between snapshots only what was sent is known."""
@@ -71,8 +148,7 @@ class Router:
 
     def note_finished(self, task: int, tokens: int) -> None:
         """Count an answer that came back."""
-        self._finished_requests[task] += 1
-        self._finished_tokens[task] += tokens
+        self._observer.note_finished(task, tokens)
 
     def decide(self, index: int, now: int) -> int:
         """The policy's action for request `index`, which reaches the router now."""
@@ -80,51 +156,18 @@ class Router:
         action, self._state = self._policy.decide(self._state, observation)
         choice = int(action)
         if choice >= 0 and not self._live:
+            asked = self._asked[index]
             self._known[_WAITING, choice] += 1
-            self._known[_PREFILL, choice] += self._prompt_tokens[index] - self._cached_tokens[index]
-            self._known[_DECODE, choice] += self._max_tokens[index]
+            self._known[_PREFILL, choice] += asked.prompt_tokens - self._cached_tokens[index]
+            self._known[_DECODE, choice] += asked.max_tokens
         return choice
 
     def observe(self, index: int, now: int) -> Observation:
         """Count the arrival of request `index` and describe it and the system."""
-        cluster, task = self._cluster, self._task[index]
-        self._count_arrival(task, now)
-        since, self._last_arrival = now - self._last_arrival, now
+        asked = self._asked[index]
+        self._observer.note_arrival(asked.task, now)
         known = self._read() if self._live else self._known
-        signals: dict[str, Any] = dict(zip(SIGNALS, known, strict=True))
-        prompt_tokens, max_tokens = self._prompt_tokens[index], self._max_tokens[index]
-        mask = cluster.alive & (signals["waiting"] < cluster.max_queue)
-        mask &= fits_alone(cluster, prompt_tokens, max_tokens)
-        waited = now - self._arrival[index]
-        return Observation(
-            cluster=cluster,
-            now_ticks=now,
-            task=task,
-            prompt_tokens=prompt_tokens,
-            max_tokens=max_tokens,
-            e2e_slack_ticks=_slack(self._e2e[index], waited),
-            ttft_slack_ticks=_slack(self._ttft[index], waited),
-            tpot_ticks=self._tpot[index],
-            grace_ticks=self._grace,
-            random_bits=self._random_bits[index],
-            **signals,
-            mask=mask,
-            window_arrivals=self._arrivals,
-            previous_arrivals=self._previous,
-            since_arrival_ticks=since,
-            finished_requests=self._finished_requests,
-            finished_tokens=self._finished_tokens,
-        )
-
-    def _count_arrival(self, task: int, now: int) -> None:
-        for scale, bits in enumerate(WINDOW_BITS):
-            window = now >> bits
-            if window != self._window[scale]:
-                adjacent = window == self._window[scale] + 1
-                self._previous[scale] = self._arrivals[scale] if adjacent else 0
-                self._arrivals[scale] = 0
-                self._window[scale] = window
-            self._arrivals[scale, task] += 1
+        return self._observer.describe(asked, now, known, self._cluster.alive)
 
 
 def _slack(bound: int, waited: int) -> int:
