@@ -13,8 +13,8 @@ from tests.test_architecture import MAY_IMPORT, ROOMS, ROOT, imported
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = {
     "calibrate": ("live", "quality"),
-    "live": ("live",),
-    "tests": ("test", "live", "quality"),
+    "live": ("live", "ray"),
+    "tests": ("test", "live", "quality", "ray"),
 }
 PLUGINS = {"hydra-joblib-launcher": "Hydra finds it by itself where launcher=joblib asks for it"}
 
