@@ -64,6 +64,13 @@ class Observer:
         self._finished_requests = np.zeros(n_tasks, dtype=np.int64)
         self._finished_tokens = np.zeros(n_tasks, dtype=np.int64)
 
+    def succeed(self, older: "Observer") -> None:
+        """Take over the counts of one that observed the same tasks before."""
+        self._window, self._last_arrival = older._window, older._last_arrival
+        self._arrivals, self._previous = older._arrivals, older._previous
+        self._finished_requests = older._finished_requests
+        self._finished_tokens = older._finished_tokens
+
     def note_finished(self, task: int, tokens: int) -> None:
         """Count an answer that came back."""
         self._finished_requests[task] += 1

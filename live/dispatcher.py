@@ -1,0 +1,334 @@
+"""Brings each request to a replica and its answer back: every request ends exactly once.
+
+All of it happens in one event loop: a request is observed, decided and sent without anything in
+between, as in the simulator.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool
+
+from live.backend import Backend, Job, Progress
+from live.call import Call, End, Incoming, RefusalError, ticks
+from live.decider import Decider, Decision, Fault, pinned
+from live.ledger import Ledger
+from sim.observation import Observation, fits_alone
+from sim.policy import SHED
+from sim.router import Asked
+from sim.ticks import NEVER, TICKS_PER_S
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What requests can be sent to, and who says where; replaced as a whole."""
+
+    ledger: Ledger
+    backends: Mapping[str, Backend]  # by the name of a replica, in the ledger's order
+    decider: Decider
+    shadow: Decider | None  # asked as well, and not obeyed
+
+    def model_of(self, replica: str) -> str:
+        """The model that a replica holds."""
+        cluster = self.ledger.cluster
+        number = self.ledger.replicas.index(replica)
+        return cluster.models[int(cluster.replica_model[number])]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the gateway itself."""
+
+    attempts: int  # of a request, the first included
+    inflight: int  # requests inside at once
+
+
+class Records(Protocol):
+    """Who is told of everything that happens, for metrics and logs; nothing here may fail."""
+
+    def arrived(self, call: Call) -> None:
+        """A request came in."""
+
+    def decided(
+        self, call: Call, observation: Observation, decision: Decision, shadow: Decision | None
+    ) -> None:
+        """It was decided where it goes, and where the shadow would have sent it."""
+
+    def sent(self, call: Call) -> None:
+        """It went to `call.replica`."""
+
+    def failed(self, call: Call, reason: str) -> None:
+        """`call.replica` failed it."""
+
+    def ended(self, call: Call) -> None:
+        """It came to `call.end`."""
+
+    def fault(self, role: str, fault: Fault, reason: str) -> None:
+        """The active or the shadow policy failed."""
+
+    def up(self, replica: str) -> None:
+        """A replica takes jobs."""
+
+    def down(self, replica: str, reason: str) -> None:
+        """A replica takes none."""
+
+    def stepped(self, replica: str, progress: Progress) -> None:
+        """A step took effect."""
+
+
+class Dispatcher:
+    """Takes requests in, sends them out, and hears from the backends (`Events`)."""
+
+    def __init__(self, fleet: Fleet, limits: Limits, records: Records, seed: int) -> None:
+        self.fleet, self.limits, self.records = fleet, limits, records
+        self.draining = False
+        self.calls: dict[int, Call] = {}  # by the job that answers it now
+        self._backend_of: dict[int, Backend] = {}  # by job
+        self._numbers = count()
+        self._random = np.random.Generator(np.random.Philox(seed))
+        self._epoch_s = perf_counter()
+
+    def admit(self, incoming: Incoming) -> Call:
+        """Send a request to a replica.
+
+        Raises:
+            RefusalError: if none takes it.
+        """
+        fleet = self.fleet
+        cluster = fleet.ledger.cluster
+        if self.draining:
+            raise RefusalError(503, "draining", "the gateway is about to end", 1.0)
+        if len(self.calls) >= self.limits.inflight:
+            raise RefusalError(
+                429, "too_many_requests", f"{self.limits.inflight} requests are inside", 1.0
+            )
+        if incoming.model is not None and incoming.model not in cluster.models:
+            raise RefusalError(
+                404, "model_not_found",
+                f"model {incoming.model!r}: one of {', '.join(cluster.models)}",
+            )  # fmt: skip
+        asked = Asked(
+            task=cluster.tasks.index(incoming.task),
+            prompt_tokens=incoming.prompt_tokens,
+            max_tokens=incoming.max_tokens,
+            arrival_ticks=self._ticks(incoming.arrived_s),
+            e2e_ticks=ticks(incoming.e2e_s),
+            ttft_ticks=ticks(incoming.ttft_s),
+            tpot_ticks=ticks(incoming.tpot_s),
+            random_bits=int(self._random.integers(1 << 32)),
+        )
+        call = Call(incoming, asked)
+        fleet.ledger.note_arrival(asked, self._ticks(perf_counter()))
+        self.records.arrived(call)
+        try:
+            self._send(call)
+        except RefusalError as refusal:
+            self._finish(call, refusal)
+            raise
+        return call
+
+    def close(self, call: Call) -> None:
+        """The client wants no more of it; the replica's slot is freed if the answer goes on."""
+        for job, other in self.calls.items():
+            if other is call:
+                self._backend_of[job].cancel(job)
+                self._finish(call, RefusalError(499, "client_gone", "the client went away"))
+                return
+
+    # what backends report
+
+    def up(self, replica: str) -> None:
+        """As of `Events`."""
+        self._account_alive(replica, True)
+        self.records.up(replica)
+
+    def down(self, replica: str, reason: str) -> None:
+        """As of `Events`."""
+        self._account_alive(replica, False)
+        self.records.down(replica, reason)
+
+    def began(self, replica: str, admitted: Sequence[int], blocks_used: int | None) -> None:
+        """As of `Events`."""
+        account = self.fleet.ledger.accounts.get(replica)
+        if account is not None:
+            account.begin(admitted, blocks_used)
+
+    def stepped(self, replica: str, progress: Progress) -> None:
+        """As of `Events`."""
+        account = self.fleet.ledger.accounts.get(replica)
+        left = {} if account is None else account.apply(progress)
+        for job, prompt_tokens in progress.prompt_tokens:
+            if (call := self.calls.get(job)) is not None:
+                call.prompt_tokens = prompt_tokens
+        for job, delta in progress.emitted:
+            if (call := self.calls.get(job)) is not None:
+                call.deliver(delta)
+        for job, reason in progress.finished:
+            if (entry := left.get(job)) is not None:
+                self.fleet.ledger.note_finished(entry.task, entry.emitted)
+            self._end(job, End(reason))
+        for job in progress.cancelled:
+            self._end(job, RefusalError(499, "cancelled", "the request was cancelled"))
+        for job in progress.expired:
+            message = "the deadline passed before the answer was there"
+            self._end(job, RefusalError(504, "deadline_exceeded", message))
+        self.records.stepped(replica, progress)
+
+    def failed(self, job: int, reason: str) -> None:
+        """As of `Events`: try again elsewhere, unless bytes were sent."""
+        call = self._take(job)
+        if call is None or call.end is not None:
+            return
+        self.records.failed(call, reason)
+        call.tried.add(call.replica)
+        if call.committed:
+            self._finish(call, RefusalError(502, "backend_lost", f"{call.replica}: {reason}"))
+        elif call.attempts >= self.limits.attempts:
+            message = f"{call.attempts} attempts failed, the last at {call.replica}: {reason}"
+            self._finish(call, RefusalError(502, "backend_lost", message))
+        else:
+            call.start_over()
+            try:
+                self._send(call)
+            except RefusalError as refusal:
+                self._finish(call, refusal)
+
+    def refused(self, job: int, status: int, message: str) -> None:
+        """As of `Events`."""
+        call = self._take(job)
+        if call is not None:
+            self._finish(call, RefusalError(status, "refused_by_server", message))
+
+    # inside
+
+    def _ticks(self, at_s: float) -> int:
+        return round((at_s - self._epoch_s) * TICKS_PER_S)
+
+    def _send(self, call: Call) -> None:
+        """Observe, decide, send."""
+        fleet, incoming = self.fleet, call.incoming
+        ledger, now_s = fleet.ledger, perf_counter()
+        observation = ledger.observe(call.asked, self._ticks(now_s), self._candidates(call))
+        if not observation.mask.any():
+            raise self._full(call, observation)
+        decision = self._decide(call, observation)
+        call.decision = decision
+        if decision.choice == SHED:
+            raise RefusalError(
+                429, "shed", "the router gives up requests like this one at this load",
+                self._retry_after_s(observation),
+            )  # fmt: skip
+        replica = ledger.replicas[decision.choice]
+        life_s = [
+            None
+            if bound is None or not ledger.cluster.cancel_expired
+            else incoming.arrived_s + bound + ledger.grace_s - now_s
+            for bound in (incoming.ttft_s, incoming.e2e_s)
+        ]
+        job = Job(
+            id=next(self._numbers), replica=replica, model=fleet.model_of(replica),
+            endpoint=incoming.endpoint, body=incoming.body, prompt=incoming.prompt,
+            max_tokens=incoming.max_tokens, stop=incoming.stop, ignore_eos=incoming.ignore_eos,
+            forced_tokens=incoming.forced_tokens,
+            first_within_s=life_s[0], finish_within_s=life_s[1],
+        )  # fmt: skip
+        call.replica, call.sent_s = replica, now_s
+        call.attempts += 1
+        slack = int(observation.e2e_slack_ticks)
+        call.slack_s = None if slack == NEVER else slack / TICKS_PER_S
+        call.predicted_ttft_s = int(observation.predicted_ttft_ticks[decision.choice]) / TICKS_PER_S
+        call.predicted_finish_s = (
+            int(observation.predicted_finish_ticks[decision.choice]) / TICKS_PER_S
+        )
+        self.calls[job.id] = call
+        backend = self._backend_of[job.id] = fleet.backends[replica]
+        ledger.accounts[replica].send(job.id, call.asked)
+        self.records.sent(call)
+        backend.submit(job)
+
+    def _decide(self, call: Call, observation: Observation) -> Decision:
+        """The policy's choice, or the rule's for a pinned model; the shadow is asked as well."""
+
+        def told(role: str, fault: Fault, reason: str) -> None:
+            self.records.fault(role, fault, reason)
+
+        fleet, shadow = self.fleet, None
+        if call.incoming.model is not None:
+            decision = pinned(observation)
+        else:
+            decision = fleet.decider.decide(observation, lambda f, r: told("active", f, r))
+        if fleet.shadow is not None:
+            shadow = fleet.shadow.decide(
+                self._unpinned(call, observation), lambda f, r: told("shadow", f, r)
+            )
+        self.records.decided(call, observation, decision, shadow)
+        return decision
+
+    def _candidates(self, call: Call, pinned: bool = True) -> Bool[np.ndarray, " R"]:
+        """The replicas that may have it: of the pinned model, and not those that failed it."""
+        ledger = self.fleet.ledger
+        may = np.array([name not in call.tried for name in ledger.replicas])
+        model = call.incoming.model
+        if pinned and model is not None:
+            may &= ledger.cluster.replica_model == ledger.cluster.models.index(model)
+        return may
+
+    def _unpinned(self, call: Call, observation: Observation) -> Observation:
+        """The observation as it were had the client left the choice to the router."""
+        if call.incoming.model is None:
+            return observation
+        now, ledger = int(observation.now_ticks), self.fleet.ledger
+        return ledger.observe(call.asked, now, self._candidates(call, pinned=False))
+
+    def _full(self, call: Call, observation: Observation) -> RefusalError:
+        """Why no replica may have it."""
+        ledger, asked = self.fleet.ledger, call.asked
+        candidates = self._candidates(call)
+        alive = ledger.alive & candidates
+        if not alive.any():
+            return RefusalError(503, "no_capacity", "no replica for it is alive", 1.0)
+        if not (fits_alone(ledger.cluster, asked.prompt_tokens, asked.max_tokens) & alive).any():
+            longest = int(ledger.cluster.max_context[candidates].max())
+            return RefusalError(
+                400, "context_length_exceeded",
+                f"prompt of {asked.prompt_tokens} and max_tokens {asked.max_tokens}: together "
+                f"at most {longest}, and no more than a KV cache holds",
+            )  # fmt: skip
+        return RefusalError(
+            429, "queue_full", "the queues of all replicas for it are full",
+            self._retry_after_s(observation),
+        )  # fmt: skip
+
+    def _retry_after_s(self, observation: Observation) -> float:
+        """When the first of the replicas will have got through what is ahead of this request."""
+        alive = self.fleet.ledger.alive
+        soonest = observation.predicted_ttft_ticks[alive].min(initial=TICKS_PER_S)
+        return max(1.0, math.ceil(int(soonest) / TICKS_PER_S))
+
+    def _take(self, job: int) -> Call | None:
+        """A job is gone: off the books."""
+        call = self.calls.pop(job, None)
+        self._backend_of.pop(job, None)
+        if call is not None and (account := self.fleet.ledger.accounts.get(call.replica)):
+            account.leave(job)
+        return call
+
+    def _end(self, job: int, end: End | RefusalError) -> None:
+        call = self._take(job)
+        if call is not None:
+            self._finish(call, end)
+
+    def _finish(self, call: Call, end: End | RefusalError) -> None:
+        if call.end is None:
+            call.finish(end)
+            self.records.ended(call)
+
+    def _account_alive(self, replica: str, alive: bool) -> None:
+        account = self.fleet.ledger.accounts.get(replica)
+        if account is not None:
+            account.alive = alive
