@@ -89,6 +89,7 @@ class Dispatcher:
         self.draining = False
         self.calls: dict[int, Call] = {}  # by the job that answers it now
         self._backend_of: dict[int, Backend] = {}  # by job
+        self._alive: set[str] = set()
         self._numbers = count()
         self._random = np.random.Generator(np.random.Philox(seed))
         self._epoch_s = perf_counter()
@@ -132,6 +133,13 @@ class Dispatcher:
             raise
         return call
 
+    def replace(self, fleet: Fleet) -> None:
+        """Send to this fleet from now on; what is inside the one before comes to its end there."""
+        fleet.ledger.succeed(self.fleet.ledger)
+        for name, account in fleet.ledger.accounts.items():
+            account.alive = name in self._alive
+        self.fleet = fleet
+
     def close(self, call: Call) -> None:
         """The client wants no more of it; the replica's slot is freed if the answer goes on."""
         for job, other in self.calls.items():
@@ -144,12 +152,14 @@ class Dispatcher:
 
     def up(self, replica: str) -> None:
         """As of `Events`."""
-        self._account_alive(replica, True)
+        self._alive.add(replica)
+        self._note_alive(replica)
         self.records.up(replica)
 
     def down(self, replica: str, reason: str) -> None:
         """As of `Events`."""
-        self._account_alive(replica, False)
+        self._alive.discard(replica)
+        self._note_alive(replica)
         self.records.down(replica, reason)
 
     def began(self, replica: str, admitted: Sequence[int], blocks_used: int | None) -> None:
@@ -328,7 +338,7 @@ class Dispatcher:
             call.finish(end)
             self.records.ended(call)
 
-    def _account_alive(self, replica: str, alive: bool) -> None:
+    def _note_alive(self, replica: str) -> None:
         account = self.fleet.ledger.accounts.get(replica)
         if account is not None:
-            account.alive = alive
+            account.alive = replica in self._alive
