@@ -84,8 +84,9 @@ class Records(Protocol):
 class Dispatcher:
     """Takes requests in, sends them out, and hears from the backends (`Events`)."""
 
-    def __init__(self, fleet: Fleet, limits: Limits, records: Records, seed: int) -> None:
-        self.fleet, self.limits, self.records = fleet, limits, records
+    def __init__(self, fleet: Fleet | None, limits: Limits, records: Records, seed: int) -> None:
+        """`fleet` may follow with `replace`, when its backends have been told where to report."""
+        self._fleet, self.limits, self.records = fleet, limits, records
         self.draining = False
         self.calls: dict[int, Call] = {}  # by the job that answers it now
         self._backend_of: dict[int, Backend] = {}  # by job
@@ -93,6 +94,16 @@ class Dispatcher:
         self._numbers = count()
         self._random = np.random.Generator(np.random.Philox(seed))
         self._epoch_s = perf_counter()
+
+    @property
+    def fleet(self) -> Fleet:
+        """What requests are sent to now."""
+        assert self._fleet is not None  # until it is there, nobody listens
+        return self._fleet
+
+    def is_alive(self, replica: str) -> bool:
+        """Whether a replica takes jobs, be it of this fleet or of one to come."""
+        return replica in self._alive
 
     def admit(self, incoming: Incoming) -> Call:
         """Send a request to a replica.
@@ -135,10 +146,11 @@ class Dispatcher:
 
     def replace(self, fleet: Fleet) -> None:
         """Send to this fleet from now on; what is inside the one before comes to its end there."""
-        fleet.ledger.succeed(self.fleet.ledger)
+        if self._fleet is not None:
+            fleet.ledger.succeed(self._fleet.ledger)
         for name, account in fleet.ledger.accounts.items():
             account.alive = name in self._alive
-        self.fleet = fleet
+        self._fleet = fleet
 
     def close(self, call: Call) -> None:
         """The client wants no more of it; the replica's slot is freed if the answer goes on."""
@@ -339,6 +351,5 @@ class Dispatcher:
             self.records.ended(call)
 
     def _note_alive(self, replica: str) -> None:
-        account = self.fleet.ledger.accounts.get(replica)
-        if account is not None:
+        if self._fleet is not None and (account := self._fleet.ledger.accounts.get(replica)):
             account.alive = replica in self._alive
