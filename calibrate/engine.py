@@ -3,13 +3,13 @@
 The engine is driven from outside: `step` forms one step with transformers' own FIFO scheduler and
 paged cache, computes it and says what it held and how long its parts took. So several engines can
 take turns on one device (`calibrate.turns`), calibration can time steps of a given shape
-(`calibrate.microbench`), and live workers can serve requests.
+(`calibrate.microbench`), and live workers can serve requests; those form a step and run it in two
+calls, to tell in between who was admitted.
 
 Prefix sharing, offloading, asynchronous batching and CUDA graphs are off: what a step costs then
 follows from its shape (rule 12 of `docs/simulation.md`).
 """
 
-import ctypes
 import gc
 import math
 from collections.abc import Sequence
@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 
 import torch
-from pydantic import Field
 from torch import nn
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
@@ -27,10 +26,12 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from calibrate import ragged_attention
+from calibrate.engine_spec import EngineSpec
+from calibrate.memory import keep_freed_memory
 from calibrate.shapes import Limits
-from calibrate.step import Piece, Step
-from calibrate.weights import Dtype, load_model, model_name
-from sim.config import ConfigError, Spec
+from calibrate.step import Formed, Piece, Step
+from calibrate.weights import load_model, model_name
+from sim.config import ConfigError
 
 KEPT_FREE = 0.2  # of the KV cache: with fewer free blocks the engine holds prompts back
 NO_STOP = -1  # as an end-of-sequence token: every answer has its full length
@@ -43,17 +44,6 @@ PINNED = {
     "max_memory_percent": 1.0,  # the KV capacity is given
     "scheduler_type": "fifo",
 }
-
-
-class EngineSpec(Spec):
-    """Settings of an engine, named as those of a simulated replica (`conf/cluster`)."""
-
-    max_batch: int = Field(ge=1)  # requests running
-    token_budget: int = Field(ge=1)  # tokens of a step
-    block_tokens: int = Field(ge=4)  # of the paged KV cache
-    kv_tokens: int = Field(ge=4)  # KV capacity
-    dtype: Dtype
-    seed: int  # of random weights
 
 
 class _Outputs(OutputRouter):  # type: ignore[misc]
@@ -151,6 +141,16 @@ class Engine:
         return int(self.cache.num_blocks * self.cache.block_size)
 
     @property
+    def blocks_used(self) -> int:
+        """KV blocks that requests hold."""
+        return int(self.cache.num_blocks - self.cache.get_num_free_blocks())
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model knows."""
+        return int(self.config.vocab_size)
+
+    @property
     def limits(self) -> Limits:
         """What a step of it can hold."""
         return Limits(
@@ -166,12 +166,14 @@ class Engine:
         return bool(self.scheduler.has_pending_requests())
 
     def submit(
-        self, request_id: str, prompt: Sequence[int], max_tokens: int, stop_token: int = NO_STOP
+        self, request_id: str, prompt: Sequence[int], max_tokens: int, *stop_tokens: int
     ) -> None:
         """Queue a request: `prompt` token ids, at most `max_tokens` ≥ 1 of an answer.
 
+        Any of `stop_tokens` ends the answer before.
+
         Raises:
-            ValueError: if it does not fit, ever, or the id is in use.
+            ValueError: if it does not fit, ever, holds ids of no token, or its own id is in use.
         """
         total = len(prompt) + max_tokens
         most = min(self.max_context, self.kv_capacity_tokens - 1)
@@ -180,6 +182,11 @@ class Engine:
                 f"{request_id}: prompt of {len(prompt)} and max_tokens {max_tokens}: both at least "
                 f"1, together at most {most}"
             )
+        if min(prompt) < 0 or max(prompt) >= self.vocab_size:
+            raise ValueError(
+                f"{request_id}: token ids from {min(prompt)} to {max(prompt)}: each at least 0 and "
+                f"below {self.vocab_size}"
+            )
         if self._find(request_id) is not None:
             raise ValueError(f"{request_id}: a request of this id is here already")
         self.scheduler.add_waiting_request(
@@ -187,7 +194,7 @@ class Engine:
                 request_id=request_id,
                 initial_tokens=list(prompt),
                 max_new_tokens=max_tokens,
-                eos_token_id=stop_token,
+                eos_token_id=list(stop_tokens),
             )
         )
 
@@ -195,6 +202,8 @@ class Engine:
         """Let a request go before the next step; its place and its cache are free at once."""
         self.scheduler.set_request_cancellation(request_id)
         self.scheduler.clear_cancelled_requests()
+        if not self.scheduler.active_requests:
+            self.scheduler.block_new_requests = False  # after a reset, until a request finishes
 
     def step(self, token_budget: int | None = None) -> Step | None:
         """Form the next step, compute it and bring the requests up to date.
@@ -208,8 +217,21 @@ class Engine:
         Raises:
             RuntimeError: if requests failed inside the engine; those are gone.
         """
+        formed = self.form(token_budget)
+        return None if formed is None else self.run(formed)
+
+    def form(self, token_budget: int | None = None) -> Formed | None:
+        """Form the next step, which `run` is to compute before anything else is asked for.
+
+        Args:
+            token_budget: For this step alone, at most the engine's own; None: that one.
+
+        Returns:
+            What the step will compute; None if there is nothing to.
+        """
         processor = self._processor
         processor.max_batch_tokens = token_budget or self.spec.token_budget
+        running = list(self.scheduler.active_requests)
         begin_s = perf_counter()
         with torch.no_grad(), self._on_stream():
             if not processor.prepare_next_batch():
@@ -217,7 +239,6 @@ class Engine:
             if self._stream is not None:
                 self._stream.synchronize()
             prepared_s = perf_counter()
-        chosen = processor.inputs_and_outputs.requests_in_batch
         pieces = tuple(
             Piece(
                 request_id=each.state.request_id,
@@ -225,19 +246,35 @@ class Engine:
                 tokens=each.query_length,
                 decode=bool(each.state.generated_tokens) and each.query_length == 1,
             )
-            for each in chosen
+            for each in processor.inputs_and_outputs.requests_in_batch
         )
+        still = self.scheduler.active_requests
+        return Formed(
+            pieces=pieces,
+            reset=tuple(name for name in running if name not in still),
+            begin_s=begin_s,
+            prepared_s=prepared_s,
+        )
+
+    def run(self, formed: Formed) -> Step:
+        """Compute the step that was formed and bring the requests up to date.
+
+        Raises:
+            RuntimeError: if requests failed inside the engine; those are gone.
+        """
+        processor = self._processor
+        chosen = processor.inputs_and_outputs.requests_in_batch
         with torch.no_grad(), self._on_stream():
             device_s = self._compute()
         computed_s = perf_counter()
         processor.update_batch()
         emitting = [each.state for each in chosen if each.has_new_token]
         step = Step(
-            pieces=pieces,
+            pieces=formed.pieces,
             emitted=tuple((state.request_id, state.generated_tokens[-1]) for state in emitting),
             finished=tuple(s.request_id for s in emitting if s.status == RequestStatus.FINISHED),
-            begin_s=begin_s,
-            prepared_s=prepared_s,
+            begin_s=formed.begin_s,
+            prepared_s=formed.prepared_s,
             computed_s=computed_s,
             end_s=perf_counter(),
             device_s=device_s,
@@ -325,29 +362,6 @@ class Engine:
         return self.scheduler.active_requests.get(
             request_id
         ) or self.scheduler.waiting_requests.get(request_id)
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory; False if the C library is another.
-
-    A step's tensors are freed and taken anew at every layer. Where glibc returns them to the
-    kernel in between, larger steps pay for page faults: a cliff of a factor of three here.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return False
-    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
-    largest, pad = 2**31 - 1, 64 * 2**20
-    done = [mallopt(m_trim_threshold, largest), mallopt(m_top_pad, pad)]
-    done.append(mallopt(m_mmap_threshold, 32 * 2**20))  # the most that glibc takes
-    return all(done)
-
-
-def spare_the_collector() -> None:
-    """Keep Python's garbage collector from walking what is loaded now: its pauses are steps'."""
-    gc.collect()
-    gc.freeze()
 
 
 def _refuse_unlike(name: str, model: nn.Module, config: object) -> None:

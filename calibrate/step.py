@@ -15,6 +15,21 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Formed:
+    """A step before it is computed."""
+
+    pieces: tuple[Piece, ...]
+    reset: tuple[str, ...]  # requests that lost their cache to it, and wait again
+    begin_s: float
+    prepared_s: float
+
+    @property
+    def admitted(self) -> list[str]:
+        """Requests that it takes off the queue, those among them that had been reset before."""
+        return [p.request_id for p in self.pieces if p.done == 0 and not p.decode]
+
+
+@dataclass(frozen=True)
 class Step:
     """One step; the times are seconds of the host's monotonic clock (`time.perf_counter`)."""
 

@@ -16,8 +16,10 @@ from pydantic import Field
 from rich.console import Console
 
 from calibrate import machine, sharing
-from calibrate.engine import Engine, EngineSpec, spare_the_collector
+from calibrate.engine import Engine
+from calibrate.engine_spec import EngineSpec
 from calibrate.loopback import LoopbackSpec
+from calibrate.memory import spare_the_collector
 from calibrate.microbench import RepeatSpec
 from calibrate.progress import bars
 from calibrate.validation import Aims, Validation, fresh_errors, loop_back

@@ -4,16 +4,15 @@ from importlib.resources import as_file, files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.initialization import no_init_weights
 
+from calibrate.engine_spec import Dtype
 from sim.config import ConfigError
 
-Dtype = Literal["float32", "float16", "bfloat16"]
 SHIPPED = files("calibrate").joinpath("configs")  # configs of which random weights are made
 
 

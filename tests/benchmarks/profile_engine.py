@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from calibrate import engine as room
-from calibrate.engine import Engine, EngineSpec
+from calibrate.engine import Engine
+from calibrate.engine_spec import EngineSpec
 from calibrate.microbench import time_step
 from calibrate.shapes import Shape
 

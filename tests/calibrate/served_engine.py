@@ -13,7 +13,8 @@ from tests.calibrate import tiny
 from tests.calibrate.openai_server import Stream, application, listen
 
 # isort: split
-from calibrate.engine import Engine, spare_the_collector
+from calibrate.engine import Engine
+from calibrate.memory import spare_the_collector
 from calibrate.turns import Turns
 
 torch = tiny.torch

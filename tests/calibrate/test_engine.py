@@ -72,7 +72,7 @@ def test_a_stop_token_ends_an_answer(engine: Engine) -> None:
     prompt = [7, 9, 11]
     whole = generated(engine, prompt, 12)
     stop = whole[-1]
-    engine.submit("a", prompt, 12, stop_token=stop)
+    engine.submit("a", prompt, 12, stop)
     assert drained(engine)["a"] == whole[: whole.index(stop) + 1]
 
 
@@ -185,7 +185,7 @@ def test_attention_of_another_kind_is_refused(given: dict) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_answers_on_a_gpu_are_those_of_the_cpu(tmp_path: Path) -> None:
-    from calibrate.engine import EngineSpec
+    from calibrate.engine_spec import EngineSpec
 
     source = write_config(tmp_path, "model", head_dim=16)
     spec = EngineSpec(

@@ -13,7 +13,8 @@ NEEDS = "needs the engine: pip install -c constraints.txt -e '.[live]'"
 torch = pytest.importorskip("torch", reason=NEEDS)
 pytest.importorskip("transformers", reason=NEEDS)
 
-from calibrate.engine import Engine, EngineSpec  # noqa: E402
+from calibrate.engine import Engine  # noqa: E402
+from calibrate.engine_spec import EngineSpec  # noqa: E402
 
 OPT = {
     "model_type": "opt", "architectures": ["OPTForCausalLM"], "hidden_size": 32, "ffn_dim": 64,
