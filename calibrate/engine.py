@@ -179,12 +179,12 @@ class Engine:
         most = min(self.max_context, self.kv_capacity_tokens - 1)
         if not prompt or max_tokens < 1 or total > most:
             raise ValueError(
-                f"{request_id}: prompt of {len(prompt)} and max_tokens {max_tokens}: both at least "
+                f"prompt of {len(prompt)} and max_tokens {max_tokens}: both at least "
                 f"1, together at most {most}"
             )
         if min(prompt) < 0 or max(prompt) >= self.vocab_size:
             raise ValueError(
-                f"{request_id}: token ids from {min(prompt)} to {max(prompt)}: each at least 0 and "
+                f"prompt of token ids from {min(prompt)} to {max(prompt)}: each at least 0 and "
                 f"below {self.vocab_size}"
             )
         if self._find(request_id) is not None:
