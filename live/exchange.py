@@ -1,0 +1,181 @@
+"""One job at a server by URL: a request, and the answer that streams back."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+
+from live.backend import Delta, Job, Reason
+from live.server_answer import OWN_FAULT, AnswerError, ServerAnswer, said
+from live.server_spec import TimeoutsSpec
+
+STREAM = "text/event-stream"
+PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+PAGE_BYTES = 64 * 2**10  # of an error that are read
+LINGER_S = 0.2  # for a stream to close after its last event, so that its connection can be kept
+BUSY = 429
+LOST = (aiohttp.ClientError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The answer is whole."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No answer came of it, and another server may do better."""
+
+    reason: str
+    fault: bool = True  # of the server, which speaks against it
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request itself is at fault."""
+
+    status: int
+    message: str
+
+
+Outcome = Finished | Failed | Refused
+
+
+@dataclass(slots=True)
+class Wire:
+    """What is known of the connection that a request went over."""
+
+    kept: bool = False  # open since an earlier request
+    heard: bool = False  # a byte came back
+
+
+class Exchange:
+    """Sends a job's request and reads its answer.
+
+    `heard` is called with each piece of the answer that came at once, `ended` at its end. Whoever
+    cancels `run` closes the connection: that is how servers free the slot.
+    """
+
+    def __init__(
+        self, job: Job, url: str, body: bytes, timeouts: TimeoutsSpec, era: int,
+        heard: Callable[["Exchange", list[Delta]], None],
+        ended: Callable[["Exchange", Outcome], None],
+    ) -> None:  # fmt: skip
+        self.job, self.era = job, era
+        self.answer = ServerAnswer(job.endpoint)
+        self.first = True  # nothing of it was passed on
+        self.told = False  # what the server says of its prompt
+        self._url, self._body, self._timeouts = url, body, timeouts
+        self._heard, self._ended = heard, ended
+
+    async def run(self, session: aiohttp.ClientSession) -> None:
+        """Bring it to its end, unless that was cancelled."""
+        wire = Wire()
+        try:
+            await self._attempt(session, wire)
+        except LOST as error:
+            if wire.heard or not wire.kept or not _closed(error):
+                self._ended(self, self._lost(error))
+                return
+        else:
+            return
+        try:  # the connection was closed while it was idle
+            await self._attempt(session, Wire())
+        except LOST as error:
+            self._ended(self, self._lost(error))
+
+    async def _attempt(self, session: aiohttp.ClientSession, wire: Wire) -> None:
+        try:
+            async with (
+                asyncio.timeout(self._timeouts.connect_s + self._timeouts.first_byte_s) as limit,
+                session.post(
+                    self._url, data=self._body, allow_redirects=False, trace_request_ctx=wire
+                ) as response,
+            ):  # fmt: skip
+                wire.heard = True
+                if response.status != 200:
+                    self._ended(self, await _page(response))
+                elif response.content_type != STREAM:
+                    kind = response.content_type
+                    self._ended(self, Failed(f"answered with {kind}, does not stream"))
+                else:
+                    await self._read(response, limit)
+        except aiohttp.ServerTimeoutError:
+            raise
+        except TimeoutError:
+            self._ended(self, self._silent())
+        except AnswerError as error:
+            own = self.first and error.status in OWN_FAULT
+            if own and error.status is not None:
+                self._ended(self, Refused(error.status, error.message))
+            else:
+                self._ended(self, Failed(error.message))
+
+    async def _read(self, response: aiohttp.ClientResponse, limit: asyncio.Timeout) -> None:
+        now = asyncio.get_running_loop().time
+        async for piece in response.content.iter_any():
+            limit.reschedule(now() + self._timeouts.between_s)
+            deltas = self.answer.feed(piece)
+            self._heard(self, deltas)
+            self.first = self.first and not deltas
+            if self.answer.done:
+                break
+        reason = self.answer.reason
+        if reason is None:
+            self._ended(self, Failed("ended its stream before the answer was whole"))
+            return
+        self._ended(self, Finished(reason))
+        limit.reschedule(now() + LINGER_S)
+        async for _ in response.content.iter_any():
+            pass
+
+    def _silent(self) -> Outcome:
+        if self.answer.reason is not None:
+            return Finished(self.answer.reason)
+        limit_s = self._timeouts.first_byte_s if self.first else self._timeouts.between_s
+        return Failed(f"said nothing for {limit_s:g} s")
+
+    def _lost(self, error: Exception) -> Outcome:
+        if self.answer.reason is not None:
+            return Finished(self.answer.reason)
+        if isinstance(error, aiohttp.ServerTimeoutError):
+            return Failed(f"cannot be reached within {self._timeouts.connect_s:g} s")
+        return Failed(lost(error))
+
+
+def lost(error: Exception) -> str:
+    """What happened to a connection, without the address, which clients need not know."""
+    match error:
+        case aiohttp.ClientConnectorError() if error.os_error.strerror:
+            return f"cannot be reached: {error.os_error.strerror}"
+        case aiohttp.ClientConnectorError():
+            return "cannot be reached"
+        case aiohttp.ClientPayloadError():
+            return "closed the connection in the midst of its answer"
+        case aiohttp.ServerDisconnectedError() | ConnectionError():
+            return "closed the connection"
+        case TimeoutError():
+            return "does not answer"
+        case aiohttp.ClientResponseError():
+            return "answers with something other than HTTP"
+    return f"{type(error).__name__}: {error}"
+
+
+def _closed(error: Exception) -> bool:
+    kinds = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
+    return isinstance(error, kinds)
+
+
+async def _page(response: aiohttp.ClientResponse) -> Outcome:
+    """What an answer other than 200 means."""
+    page = bytearray()
+    async for piece in response.content.iter_any():
+        page += piece
+        if len(page) >= PAGE_BYTES:
+            break
+    if response.status in OWN_FAULT:
+        return Refused(response.status, said(bytes(page)))
+    return Failed(f"answered {response.status}: {said(bytes(page))}", fault=response.status != BUSY)
