@@ -45,7 +45,8 @@ class Account:
 
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
-        self._blocks_used: int | None = None  # as reported
+        self._reported_blocks: int | None = None  # None: since then a job left unreported
+        self._blocks = 0  # that the context of running jobs takes
         self.alive = False
         self.entries: dict[int, Entry] = {}
         self.running = 0
@@ -64,10 +65,7 @@ class Account:
     @property
     def blocks_used(self) -> int:
         """KV blocks held: as reported, else those that the context of running jobs takes."""
-        if self._blocks_used is not None:
-            return self._blocks_used
-        computed = (e.context - e.prefill_left for e in self.entries.values() if e.running)
-        return sum(-(-tokens // self._block_tokens) for tokens in computed)
+        return self._blocks if self._reported_blocks is None else self._reported_blocks
 
     def send(self, job: int, asked: Asked) -> None:
         """A job is put into the queue."""
@@ -80,7 +78,7 @@ class Account:
             if (entry := self._take(job)) is not None:
                 entry.running = True
                 self._count(entry, 1)
-        self._blocks_used = blocks_used
+        self._reported_blocks = blocks_used
 
     def apply(self, progress: Progress) -> dict[int, Entry]:
         """A step takes effect; the jobs that left in it."""
@@ -108,7 +106,7 @@ class Account:
                 self._count(entry, 1)
         ended = (*(job for job, _ in progress.finished), *progress.cancelled, *progress.expired)
         left = {job: entry for job in ended if (entry := self.leave(job)) is not None}
-        self._blocks_used = progress.blocks_used
+        self._reported_blocks = progress.blocks_used
         return left
 
     def leave(self, job: int) -> Entry | None:
@@ -116,6 +114,7 @@ class Account:
         entry = self._take(job)
         if entry is not None:
             del self.entries[job]
+            self._reported_blocks = None
         return entry
 
     def _take(self, job: int) -> Entry | None:
@@ -129,6 +128,8 @@ class Account:
         self.prefill_tokens += sign * entry.prefill_left
         self.decode_tokens += sign * max(entry.max_tokens - entry.emitted, 0)
         if entry.running:
+            computed = entry.context - entry.prefill_left
+            self._blocks += sign * -(-computed // self._block_tokens)
             self.running += sign
             if entry.prefill_left == 0:
                 self.decoding += sign
