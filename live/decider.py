@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import index
 from time import perf_counter
 from typing import Literal
 
@@ -73,7 +74,7 @@ class Decider:
         try:
             with self._limit.kept():
                 action, after = self._policy.decide(state, observation)
-                choice = int(action)
+                choice = index(action)  # a fraction is no choice
         except OutOfTimeError:
             fault = "late"
         except Exception as error:

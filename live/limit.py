@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class OutOfTimeError(Exception):
-    """The limit was reached."""
+class OutOfTimeError(BaseException):
+    """The limit was reached; no `except Exception` on the way out swallows it."""
 
 
 class TimeLimit:
