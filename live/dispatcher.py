@@ -111,21 +111,9 @@ class Dispatcher:
         Raises:
             RefusalError: if none takes it.
         """
-        fleet = self.fleet
-        cluster = fleet.ledger.cluster
-        if self.draining:
-            raise RefusalError(503, "draining", "the gateway is about to end", 1.0)
-        if len(self.calls) >= self.limits.inflight:
-            raise RefusalError(
-                429, "too_many_requests", f"{self.limits.inflight} requests are inside", 1.0
-            )
-        if incoming.model is not None and incoming.model not in cluster.models:
-            raise RefusalError(
-                404, "model_not_found",
-                f"model {incoming.model!r}: one of {', '.join(cluster.models)}",
-            )  # fmt: skip
+        ledger = self.fleet.ledger
         asked = Asked(
-            task=cluster.tasks.index(incoming.task),
+            task=ledger.cluster.tasks.index(incoming.task),
             prompt_tokens=incoming.prompt_tokens,
             max_tokens=incoming.max_tokens,
             arrival_ticks=self._ticks(incoming.arrived_s),
@@ -135,9 +123,10 @@ class Dispatcher:
             random_bits=int(self._random.integers(1 << 32)),
         )
         call = Call(incoming, asked)
-        fleet.ledger.note_arrival(asked, self._ticks(perf_counter()))
         self.records.arrived(call)
         try:
+            self._check(incoming)
+            ledger.note_arrival(asked, self._ticks(perf_counter()))
             self._send(call)
         except RefusalError as refusal:
             self._finish(call, refusal)
@@ -231,19 +220,38 @@ class Dispatcher:
     def _ticks(self, at_s: float) -> int:
         return round((at_s - self._epoch_s) * TICKS_PER_S)
 
+    def _check(self, incoming: Incoming) -> None:
+        """Whether a request may come in, whatever the replicas do.
+
+        Raises:
+            RefusalError: if not.
+        """
+        if self.draining:
+            raise RefusalError(503, "draining", "the gateway is about to end", 1.0)
+        if len(self.calls) >= self.limits.inflight:
+            raise RefusalError(
+                429, "too_many_requests", f"{self.limits.inflight} requests are inside", 1.0
+            )
+        models = self.fleet.ledger.cluster.models
+        if incoming.model is not None and incoming.model not in models:
+            raise RefusalError(
+                404, "model_not_found", f"model {incoming.model!r}: one of {', '.join(models)}"
+            )
+
     def _send(self, call: Call) -> None:
         """Observe, decide, send."""
         fleet, incoming = self.fleet, call.incoming
         ledger, now_s = fleet.ledger, perf_counter()
-        observation = ledger.observe(call.asked, self._ticks(now_s), self._candidates(call))
+        candidates = self._candidates(call)
+        observation = ledger.observe(call.asked, self._ticks(now_s), candidates)
         if not observation.mask.any():
-            raise self._full(call, observation)
+            raise self._full(call, observation, candidates)
         decision = self._decide(call, observation)
         call.decision = decision
         if decision.choice == SHED:
             raise RefusalError(
                 429, "shed", "the router gives up requests like this one at this load",
-                self._retry_after_s(observation),
+                self._retry_after_s(observation, candidates),
             )  # fmt: skip
         replica = ledger.replicas[decision.choice]
         life_s = [
@@ -293,12 +301,16 @@ class Dispatcher:
 
     def _candidates(self, call: Call, pinned: bool = True) -> Bool[np.ndarray, " R"]:
         """The replicas that may have it: of the pinned model, and not those that failed it."""
-        ledger = self.fleet.ledger
-        may = np.array([name not in call.tried for name in ledger.replicas])
+        may = np.array([name not in call.tried for name in self.fleet.ledger.replicas])
         model = call.incoming.model
-        if pinned and model is not None:
-            may &= ledger.cluster.replica_model == ledger.cluster.models.index(model)
-        return may
+        return may & self._of_model(model) if pinned and model is not None else may
+
+    def _of_model(self, model: str | None) -> Bool[np.ndarray, " R"]:
+        """The replicas of a model, all of them for None."""
+        cluster = self.fleet.ledger.cluster
+        wanted = np.array([model in (None, name) for name in cluster.models])
+        of_model: Bool[np.ndarray, " R"] = wanted[cluster.replica_model]
+        return of_model
 
     def _unpinned(self, call: Call, observation: Observation) -> Observation:
         """The observation as it were had the client left the choice to the router."""
@@ -307,30 +319,31 @@ class Dispatcher:
         now, ledger = int(observation.now_ticks), self.fleet.ledger
         return ledger.observe(call.asked, now, self._candidates(call, pinned=False))
 
-    def _full(self, call: Call, observation: Observation) -> RefusalError:
+    def _full(
+        self, call: Call, observation: Observation, candidates: Bool[np.ndarray, " R"]
+    ) -> RefusalError:
         """Why no replica may have it."""
         ledger, asked = self.fleet.ledger, call.asked
-        candidates = self._candidates(call)
-        alive = ledger.alive & candidates
-        if not alive.any():
-            return RefusalError(503, "no_capacity", "no replica for it is alive", 1.0)
-        if not (fits_alone(ledger.cluster, asked.prompt_tokens, asked.max_tokens) & alive).any():
-            longest = int(ledger.cluster.max_context[candidates].max())
+        hosting = self._of_model(call.incoming.model)
+        fitting = fits_alone(ledger.cluster, asked.prompt_tokens, asked.max_tokens)
+        if hosting.any() and not (fitting & hosting).any():
+            longest = int(ledger.cluster.max_context[hosting].max())
             return RefusalError(
                 400, "context_length_exceeded",
                 f"prompt of {asked.prompt_tokens} and max_tokens {asked.max_tokens}: together "
                 f"at most {longest}, and no more than a KV cache holds",
             )  # fmt: skip
+        if not (fitting & candidates & ledger.alive).any():
+            return RefusalError(503, "no_capacity", "no replica for it is alive", 1.0)
         return RefusalError(
             429, "queue_full", "the queues of all replicas for it are full",
-            self._retry_after_s(observation),
+            self._retry_after_s(observation, candidates),
         )  # fmt: skip
 
-    def _retry_after_s(self, observation: Observation) -> float:
+    def _retry_after_s(self, observation: Observation, candidates: Bool[np.ndarray, " R"]) -> float:
         """When the first of the replicas will have got through what is ahead of this request."""
-        alive = self.fleet.ledger.alive
-        soonest = observation.predicted_ttft_ticks[alive].min(initial=TICKS_PER_S)
-        return max(1.0, math.ceil(int(soonest) / TICKS_PER_S))
+        ahead = observation.predicted_ttft_ticks[self.fleet.ledger.alive & candidates]
+        return max(1.0, math.ceil(int(ahead.min()) / TICKS_PER_S))
 
     def _take(self, job: int) -> Call | None:
         """A job is gone: off the books."""
