@@ -93,6 +93,13 @@ class Backend(Protocol):
             ConfigError: for what can be known to be wrong at once.
         """
 
+    async def ready(self) -> None:
+        """Wait until a worker of ours takes jobs; a server by URL keeps nobody waiting.
+
+        Raises:
+            ConfigError: if it cannot come up.
+        """
+
     def submit(self, job: Job) -> None:
         """Queue a job at its replica; sooner or later its end is reported, once."""
 

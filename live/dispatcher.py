@@ -101,10 +101,6 @@ class Dispatcher:
         assert self._fleet is not None  # until it is there, nobody listens
         return self._fleet
 
-    def is_alive(self, replica: str) -> bool:
-        """Whether a replica takes jobs, be it of this fleet or of one to come."""
-        return replica in self._alive
-
     def admit(self, incoming: Incoming) -> Call:
         """Send a request to a replica.
 

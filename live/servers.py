@@ -103,6 +103,9 @@ class ServerBackend:
             )  # fmt: skip
             self._spawn(scraper.run())
 
+    async def ready(self) -> None:
+        """As of `Backend`."""
+
     def submit(self, job: Job) -> None:
         """As of `Backend`."""
         if self._stopping or self._breaker.open:

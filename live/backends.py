@@ -1,0 +1,98 @@
+"""The backend of each device of a deployment, and the tokenizer that requests are read by."""
+
+from collections.abc import Mapping
+
+from calibrate.engine_spec import EngineSpec
+from live.backend import Backend
+from live.deployment import Plan, RayWorkerSpec, WorkerSpec, source_of
+from live.device import DeviceSpec, HostedModel
+from live.prompt_length import PromptLength
+from live.server_spec import ServerSpec
+from live.servers import ServerBackend
+from live.tokenizer import Tokenizer, load_tokenizer
+from live.workers import Workers
+from sim.config import ConfigError, check
+
+PROBE = "The 2 quick brown foxes: café, 東京 and 🦊!"  # by which tokenizers are told apart
+
+
+class Backends:
+    """Makes the backends of deployments."""
+
+    def __init__(self, lengths: PromptLength | None = None) -> None:
+        """`lengths` learns the prompt tokens of servers; None: it begins anew."""
+        self.lengths = lengths or PromptLength()
+
+    def make(self, plan: Plan, number: int) -> Backend:
+        """The backend of a device.
+
+        Raises:
+            ConfigError: for settings that are refused.
+        """
+        spec = plan.spec.backends[number]
+        if isinstance(spec, ServerSpec):
+            return ServerBackend(spec, self.lengths)
+        tokenizer = find_tokenizer(plan)
+        assert tokenizer is not None  # as there is a worker
+        device = device_spec(plan, number, spec)
+        tokenizers = dict.fromkeys(device.models, tokenizer)
+        return Workers(spec.name, device, tokenizers, _launch(spec), spec.patience)
+
+
+def device_spec(plan: Plan, number: int, spec: WorkerSpec | RayWorkerSpec) -> DeviceSpec:
+    """What a worker hosts, as the cluster has it.
+
+    Raises:
+        ConfigError: for settings that an engine refuses.
+    """
+    cluster = plan.cluster
+    models = {}
+    for replica in (cluster.replica_device == number).nonzero()[0].tolist():
+        model = cluster.models[int(cluster.replica_model[replica])]
+        block_tokens = int(cluster.block_tokens[replica])
+        engine = {
+            "max_batch": int(cluster.max_batch[replica]),
+            "token_budget": int(cluster.token_budget[replica]),
+            "block_tokens": block_tokens,
+            "kv_tokens": int(cluster.kv_blocks[replica]) * block_tokens,
+            "dtype": plan.bundle.meta.dtype,
+            "seed": plan.spec.seed,
+        }
+        key = f"engine of {model}"
+        models[model] = HostedModel(
+            source=source_of(plan, model), engine=check(EngineSpec, engine, key)
+        )
+    cores = spec.cores if isinstance(spec, WorkerSpec) else None
+    return DeviceSpec(
+        device=spec.device, threads=spec.threads, cores=cores, models=models,
+        drain_s=plan.spec.drain_s,
+    )  # fmt: skip
+
+
+def find_tokenizer(plan: Plan) -> Tokenizer | None:
+    """The one that the models on workers of ours share; None where there are none.
+
+    Raises:
+        ConfigError: if it cannot be had, or they do not share one.
+    """
+    cluster, named = plan.cluster, plan.spec.tokenizer
+    ours = [n for n, spec in enumerate(plan.spec.backends) if not isinstance(spec, ServerSpec)]
+    models = {
+        cluster.models[int(model)]
+        for model, device in zip(cluster.replica_model, cluster.replica_device, strict=True)
+        if int(device) in ours
+    }
+    if not models:
+        return None
+    if named is not None:
+        return load_tokenizer(named)
+    found: Mapping[str, Tokenizer] = {m: load_tokenizer(source_of(plan, m)) for m in models}
+    ids = {model: tokenizer.encode(PROBE) for model, tokenizer in found.items()}
+    largest = next(model for model in reversed(cluster.models) if model in models)
+    for model in models:
+        if ids[model] != ids[largest]:
+            raise ConfigError(
+                "tokenizer", None, f"{model} and {largest} have different ones: name one for both, "
+                "if they can share it"
+            )  # fmt: skip
+    return found[largest]
