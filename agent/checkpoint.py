@@ -190,6 +190,11 @@ class Trained(Learned):
         super().__init__(architecture, held.spec.models, held.params)
         self._path, self._held = checkpoint, held
 
+    @property
+    def version(self) -> str:
+        """Its name with the beginning of its checkpoint's hash."""
+        return f"{self.name}@{self._held.content_hash[:12]}"
+
     def init(self, cluster: Cluster) -> Held:
         """A choice that is due to be replaced.
 

@@ -6,6 +6,7 @@ from calibrate.engine_spec import EngineSpec
 from live.backend import Backend
 from live.deployment import Plan, RayWorkerSpec, WorkerSpec, source_of
 from live.device import DeviceSpec, HostedModel
+from live.launch import LaunchProcess
 from live.prompt_length import PromptLength
 from live.server_spec import ServerSpec
 from live.servers import ServerBackend
@@ -36,7 +37,7 @@ class Backends:
         assert tokenizer is not None  # as there is a worker
         device = device_spec(plan, number, spec)
         tokenizers = dict.fromkeys(device.models, tokenizer)
-        return Workers(spec.name, device, tokenizers, _launch(spec), spec.patience)
+        return Workers(spec.name, device, tokenizers, LaunchProcess(), spec.patience)
 
 
 def device_spec(plan: Plan, number: int, spec: WorkerSpec | RayWorkerSpec) -> DeviceSpec:

@@ -51,7 +51,7 @@ class ServerBackend:
         """
         self.name = spec.name
         self.replica = f"{spec.name}/{spec.model}"
-        self.replicas = (self.replica,)
+        self.replicas: tuple[str, ...] = (self.replica,)
         self._spec, self._prompt_length, self._scraped = spec, prompt_length, scraped
         self._breaker = Breaker(spec.breaker)
         self._key: str | None = None
