@@ -138,6 +138,21 @@ def test_static_refuses_a_cluster_that_hosts_more_than_its_model():
         Static(-1, "static_large").init(situation().cluster)
 
 
+def test_static_beside_idle_models_hosts_all_and_serves_from_its_own():
+    beside = Static(0, "static_small", alone=False)
+    assert beside.hosted(("s", "m", "l")) == ("s", "m", "l")
+    busy = situation(running=np.array([3, 0, 1, 0]))
+    assert choose(beside, busy) == 2
+    assert choose(Static(-1, "static_large", alone=False), busy) == 3
+    assert choose(beside, situation(mask=np.array([False, True, False, True]))) == SHED
+
+
+def test_static_beside_idle_models_refuses_a_cluster_without_its_own():
+    cluster = make_cluster([[0], [0]])
+    with pytest.raises(ConfigError, match="serves from m1"):
+        Static("m1", "static_large", alone=False).init(replace(cluster, models=("m0", "m1")))
+
+
 def test_static_takes_the_least_loaded_of_its_replicas():
     cluster = make_cluster([[0], [0]])
     names = [
