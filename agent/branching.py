@@ -170,7 +170,7 @@ class Branching:
         _, reached = jax.lax.scan(onward, start, _swapped((moments, strays)))
 
         def to_lanes(leaf: Array) -> Array:  # [C, W, ...] to [L, ...]
-            return jnp.repeat(leaf.reshape(-1, *leaf.shape[2:]), spec.branches, axis=0)
+            return jnp.repeat(leaf.reshape(moments.size, *leaf.shape[2:]), spec.branches, axis=0)
 
         comes = requests.arrival[:, None] < moments[..., None] + to_ticks(spec.horizon_s)
         future = jax.tree.map(lambda leaf: jnp.repeat(leaf[:, None], spec.moments, 1), requests)

@@ -5,7 +5,7 @@ the SimPy engine. The cluster and the workloads are tiny; one program plays all 
 quickly.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -293,6 +293,15 @@ def test_noise_decides_which_choices_are_compared_and_half_of_the_moments_stray(
     for planned in (little, much):
         assert set(planned.strays.rank.ravel().tolist()) == {-1, 0}
         assert np.abs(planned.strays.noise).max() > 100  # any choice, whatever its value
+
+
+def test_clusters_of_the_other_scheduler_are_compared_in_the_same_form():
+    def form(cluster: Cluster) -> Any:
+        ground = Ground(PLANS, cluster, pool_of(MIXED), SCORED.miss_penalty)
+        collect = Branching(ground, SPEC).collect
+        return jax.eval_shape(collect, jax.random.key(0), weights(), jnp.float32(0.1))
+
+    assert form(replace(CLUSTER, scheduler="transformers_fifo")) == form(CLUSTER)
 
 
 def test_the_better_plan_has_the_better_outcome():
