@@ -39,7 +39,10 @@ class End:
 
 
 class RefusalError(Exception):
-    """A request that gets no answer, and why: for a program by `code`, for people by `message`."""
+    """A request that gets no answer, and why: for a program by `code`, for people by `message`.
+
+    `call` is the request, where it got that far.
+    """
 
     def __init__(
         self, status: int, code: str, message: str, retry_after_s: float | None = None
@@ -47,6 +50,7 @@ class RefusalError(Exception):
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
         self.retry_after_s = retry_after_s
+        self.call: Call | None = None
 
 
 class Call:

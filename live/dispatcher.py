@@ -125,6 +125,7 @@ class Dispatcher:
             ledger.note_arrival(asked, self._ticks(perf_counter()))
             self._send(call)
         except RefusalError as refusal:
+            refusal.call = call
             self._finish(call, refusal)
             raise
         return call

@@ -1,0 +1,205 @@
+"""The answer to a request, sent in pieces as they come, or as a whole."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from secrets import token_hex
+from time import time
+
+import msgspec
+from starlette.responses import Response
+
+from live.backend import Delta, Endpoint, Json
+from live.call import Call, End, Incoming, RefusalError
+from live.http.asgi import Headers, Receive, Scope, Send
+from live.http.errors import Refusal, answering, content, decided
+from live.http.gateway import Gateway
+from live.http.schemas import Body
+
+_STREAM: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # for proxies
+]
+_DONE = b"data: [DONE]\n\n"
+_OBJECTS: Mapping[Endpoint, tuple[str, str, str]] = {  # of an id, of a piece and of a whole answer
+    "chat": ("chatcmpl", "chat.completion.chunk", "chat.completion"),
+    "completions": ("cmpl", "text_completion", "text_completion"),
+}
+
+
+class Answer(Response):  # type: ignore[misc]
+    """Sends a request to a replica, and its answer to the client.
+
+    Status and headers go out with the first piece of the answer: until then another replica may
+    take over, and a failure has a status of its own.
+    """
+
+    def __init__(self, gateway: Gateway, incoming: Incoming, body: Body) -> None:
+        self.background = None  # as FastAPI expects of a response
+        self._gateway, self._incoming = gateway, incoming
+        self._stream = bool(body.stream)
+        options = body.stream_options
+        self._tells_usage = options is not None and bool(options.include_usage)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, and free the replica's slot if the client does not wait for it."""
+        dispatcher = self._gateway.dispatcher
+        try:
+            call = dispatcher.admit(self._incoming)
+        except RefusalError as refusal:
+            await Refusal(refusal, decided(refusal.call))(scope, receive, send)
+            return
+        watch = asyncio.create_task(self._watch(call, receive))
+        try:
+            await (self._pieces(call, send) if self._stream else self._whole(call, send))
+        except RefusalError as refusal:
+            await self._give_up(call, refusal, scope, receive, send)
+        except asyncio.CancelledError:  # by the server, which is about to end
+            ending = RefusalError(503, "draining", "the gateway ended before the answer did")
+            await self._give_up(call, ending, scope, receive, send)
+        finally:
+            watch.cancel()
+            if call.end is None:
+                dispatcher.close(call)
+
+    async def _watch(self, call: Call, receive: Receive) -> None:
+        """Close the call when the client goes away."""
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        if call.end is None:
+            self._gateway.dispatcher.close(call)
+
+    async def _give_up(
+        self, call: Call, refusal: RefusalError, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Tell why there is no answer, or no more of it."""
+        if not call.committed:
+            await Refusal(refusal, decided(call))(scope, receive, send)
+        elif self._stream:
+            event = b"data: " + content(refusal) + b"\n\n"
+            await send({"type": "http.response.body", "body": event})
+
+    async def _whole(self, call: Call, send: Send) -> None:
+        attempt, deltas = call.attempts, list[Delta]()
+        while more := await call.fetch():
+            if call.attempts != attempt:  # it was begun anew
+                attempt, deltas = call.attempts, []
+            deltas += more
+        choices = self._choices(call, deltas)
+        frame = self._frame(call, _OBJECTS[self._incoming.endpoint][2])
+        answer = msgspec.json.encode({**frame, "choices": choices, "usage": usage(call)})
+        call.committed = True
+        headers: Headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(answer)).encode()),
+            *decided(call),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    def _choices(self, call: Call, deltas: Sequence[Delta]) -> list[Json]:
+        """The choices of a whole answer."""
+        endpoint = self._incoming.endpoint
+        theirs = [delta.choice for delta in deltas if delta.choice is not None]
+        if theirs:
+            merge = self._gateway.merge(endpoint)
+            for piece in theirs:
+                merge.add(piece)
+            return merge.choices()
+        text = "".join(delta.text for delta in deltas)
+        choice: Json = {"index": 0, "logprobs": None, "finish_reason": finish_reason(call)}
+        if endpoint == "chat":
+            choice["message"] = {"role": "assistant", "content": text}
+        else:
+            choice["text"] = text
+        return [choice]
+
+    async def _pieces(self, call: Call, send: Send) -> None:
+        deltas = await call.fetch()
+        ended = call.end
+        endpoint = self._incoming.endpoint
+        pieces = Pieces(endpoint, self._tells_usage, self._frame(call, _OBJECTS[endpoint][1]))
+        call.committed = True
+        headers = [*_STREAM, *decided(call)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        while ended is None:
+            if events := pieces.events(deltas):
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+            deltas = await call.fetch()
+            ended = call.end
+        events = pieces.events(deltas)
+        if isinstance(ended, RefusalError):
+            await send({"type": "http.response.body", "body": events, "more_body": True})
+            raise ended
+        await send({"type": "http.response.body", "body": events + pieces.last(call)})
+
+    def _frame(self, call: Call, kind: str) -> Json:
+        """What all pieces of an answer have in common."""
+        return {
+            "id": f"{_OBJECTS[self._incoming.endpoint][0]}-{token_hex(12)}",
+            "object": kind,
+            "created": int(time()),
+            "model": answering(call),
+            "system_fingerprint": self._gateway.fingerprint,
+        }
+
+
+class Pieces:
+    """The events of one stream."""
+
+    def __init__(self, endpoint: Endpoint, tells_usage: bool, frame: Json) -> None:
+        self._chat = endpoint == "chat"
+        self._frame: Json = {**frame, "usage": None} if tells_usage else frame
+        self._tells_usage = tells_usage
+        self._begun = self._finished = False
+
+    def events(self, deltas: Sequence[Delta]) -> bytes:
+        """What has come since the last time: one event, or those of a server, word for word."""
+        theirs = [delta.choice for delta in deltas if delta.choice is not None]
+        if theirs:
+            self._begun = True
+            self._finished |= any(choice.get("finish_reason") is not None for choice in theirs)
+            return b"".join(self._event([choice]) for choice in theirs)
+        text = "".join(delta.text for delta in deltas)
+        if not text and self._begun:
+            return b""
+        return self._event([self._choice(text, None)])
+
+    def last(self, call: Call) -> bytes:
+        """The end of a stream."""
+        end = b""
+        if not self._finished:
+            end += self._event([self._choice("", finish_reason(call))])
+        if self._tells_usage:
+            end += self._event([], usage=usage(call))
+        return end + _DONE
+
+    def _choice(self, text: str, reason: str | None) -> Json:
+        choice: Json = {"index": 0, "logprobs": None, "finish_reason": reason}
+        if not self._chat:
+            choice["text"] = text
+        elif self._begun:
+            choice["delta"] = {"content": text} if text else {}
+        else:
+            choice["delta"] = {"role": "assistant", "content": text}
+        self._begun = True
+        return choice
+
+    def _event(self, choices: list[Json], **more: Json) -> bytes:
+        piece = msgspec.json.encode({**self._frame, "choices": choices, **more})
+        return b"data: " + piece + b"\n\n"
+
+
+def usage(call: Call) -> Json:
+    """How many tokens a call had."""
+    return {
+        "prompt_tokens": call.prompt_tokens,
+        "completion_tokens": call.tokens,
+        "total_tokens": call.prompt_tokens + call.tokens,
+    }
+
+
+def finish_reason(call: Call) -> str:
+    """Why a call ended."""
+    assert isinstance(call.end, End)
+    return call.end.reason
