@@ -12,10 +12,11 @@ from sim.config import ConfigError
 Measure = Callable[[str], int]  # of a text: its tokens, or what stands for them
 
 BYTES_PER_TOKEN = 4.0  # at the start: English
-OFFSET_TOKENS = 8.0  # about what a chat's template adds
+SLOPE_SPREAD = 0.5  # by which the true slope may differ from the one at the start, relative
+OFFSET_SPREAD = 10.0  # tokens, about what a chat's template adds
+NOISE = 0.1  # relative error of a single prompt, given both
 MEMORY = 200  # prompts that an estimate looks back
-TRUST = 2.0  # prompts that the starting value counts for, until they are forgotten
-LEAST_TRUST = 1e-3  # of it that stays, since prompts of one size alone say no slope
+LEAST_TRUST = 1e-3  # of the start that stays, since prompts of one size alone say no slope
 DOUBT = 0.5  # relative errors beyond it count no more than it
 
 
@@ -29,7 +30,7 @@ class Estimate:
     def __init__(self, slope: float) -> None:
         self._start = slope
         self.slope, self.offset = slope, 0.0
-        self._trust = TRUST
+        self._trust = 1.0
         self._size2 = self._size = self._one = self._product = self._tokens = 0.0  # weighted sums
 
     def of(self, size: int) -> int:
@@ -39,7 +40,7 @@ class Estimate:
     def learn(self, size: int, tokens: int) -> None:
         """Take in what a prompt of that size had."""
         said, kept = self.of(size), 1 - 1 / MEMORY
-        weight = DOUBT / max(abs(tokens - said) / said, DOUBT) / said**2
+        weight = DOUBT / max(abs(tokens - said) / said, DOUBT) / max(said, tokens) ** 2
         self._size2 = kept * self._size2 + weight * size * size
         self._size = kept * self._size + weight * size
         self._one = kept * self._one + weight
@@ -50,9 +51,9 @@ class Estimate:
 
     def _solve(self) -> None:
         """The line through what was learned, held by the one at the start."""
-        size2 = self._size2 + self._trust / self._start**2
-        product = self._product + self._trust / self._start
-        one = self._one + self._trust / OFFSET_TOKENS**2
+        held = self._trust * (NOISE / (SLOPE_SPREAD * self._start)) ** 2
+        size2, product = self._size2 + held, self._product + held * self._start
+        one = self._one + self._trust * (NOISE / OFFSET_SPREAD) ** 2
         determinant = size2 * one - self._size**2  # > 0, by what holds
         slope = (product * one - self._size * self._tokens) / determinant
         self.slope = max(slope, 0.0)
