@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import aiohttp
 
@@ -15,7 +16,9 @@ PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 PAGE_BYTES = 64 * 2**10  # of an error that are read
 LINGER_S = 0.2  # for a stream to close after its last event, so that its connection can be kept
 BUSY = 429
+JSON = {"Content-Type": "application/json"}
 LOST = (aiohttp.ClientError, OSError)
+CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,18 @@ Outcome = Finished | Failed | Refused
 
 @dataclass(slots=True)
 class Wire:
-    """What is known of the connection that a request went over."""
+    """What is known of the connection that a request goes over."""
 
-    kept: bool = False  # open since an earlier request
-    heard: bool = False  # a byte came back
+    limit: asyncio.Timeout
+    first_byte_s: float
+    ready: bool = False  # it is there
+    kept: bool = False  # and was there before
+    heard: bool = False  # an answer came back
+
+    def open(self, kept: bool) -> None:
+        """It is there, and from now on the answer is waited for."""
+        self.ready, self.kept = True, kept
+        self.limit.reschedule(asyncio.get_running_loop().time() + self.first_byte_s)
 
 
 class Exchange:
@@ -73,26 +84,19 @@ class Exchange:
 
     async def run(self, session: aiohttp.ClientSession) -> None:
         """Bring it to its end, unless that was cancelled."""
-        wire = Wire()
-        try:
-            await self._attempt(session, wire)
-        except LOST as error:
-            if wire.heard or not wire.kept or not _closed(error):
-                self._ended(self, self._lost(error))
-                return
-        else:
-            return
-        try:  # the connection was closed while it was idle
-            await self._attempt(session, Wire())
-        except LOST as error:
-            self._ended(self, self._lost(error))
+        if not await self._attempt(session, again=False):
+            await self._attempt(session, again=True)
 
-    async def _attempt(self, session: aiohttp.ClientSession, wire: Wire) -> None:
+    async def _attempt(self, session: aiohttp.ClientSession, again: bool) -> bool:
+        """Send it; False if only a connection was gone that had been idle, and not `again`."""
+        limit = asyncio.timeout(self._timeouts.connect_s)
+        wire = Wire(limit, self._timeouts.first_byte_s)
         try:
             async with (
-                asyncio.timeout(self._timeouts.connect_s + self._timeouts.first_byte_s) as limit,
+                limit,
                 session.post(
-                    self._url, data=self._body, allow_redirects=False, trace_request_ctx=wire
+                    self._url, data=self._body, headers=JSON, allow_redirects=False,
+                    trace_request_ctx=wire,
                 ) as response,
             ):  # fmt: skip
                 wire.heard = True
@@ -103,16 +107,20 @@ class Exchange:
                     self._ended(self, Failed(f"answered with {kind}, does not stream"))
                 else:
                     await self._read(response, limit)
-        except aiohttp.ServerTimeoutError:
-            raise
         except TimeoutError:
-            self._ended(self, self._silent())
+            self._ended(self, self._silent(wire))
+        except LOST as error:
+            stale = wire.kept and not wire.heard and isinstance(error, CLOSED)
+            if stale and not again:
+                return False
+            whole = self.answer.reason
+            self._ended(self, Finished(whole) if whole is not None else Failed(lost(error)))
         except AnswerError as error:
-            own = self.first and error.status in OWN_FAULT
-            if own and error.status is not None:
+            if self.first and error.status in OWN_FAULT and error.status is not None:
                 self._ended(self, Refused(error.status, error.message))
             else:
                 self._ended(self, Failed(error.message))
+        return True
 
     async def _read(self, response: aiohttp.ClientResponse, limit: asyncio.Timeout) -> None:
         now = asyncio.get_running_loop().time
@@ -132,18 +140,34 @@ class Exchange:
         async for _ in response.content.iter_any():
             pass
 
-    def _silent(self) -> Outcome:
+    def _silent(self, wire: Wire) -> Outcome:
         if self.answer.reason is not None:
             return Finished(self.answer.reason)
+        if not wire.ready:
+            return Failed(f"cannot be reached within {self._timeouts.connect_s:g} s")
         limit_s = self._timeouts.first_byte_s if self.first else self._timeouts.between_s
         return Failed(f"said nothing for {limit_s:g} s")
 
-    def _lost(self, error: Exception) -> Outcome:
-        if self.answer.reason is not None:
-            return Finished(self.answer.reason)
-        if isinstance(error, aiohttp.ServerTimeoutError):
-            return Failed(f"cannot be reached within {self._timeouts.connect_s:g} s")
-        return Failed(lost(error))
+
+def watched() -> aiohttp.TraceConfig:
+    """For a session: tells the `Wire` of a request when its connection is there."""
+    config = aiohttp.TraceConfig()
+
+    async def created(
+        session: aiohttp.ClientSession, context: SimpleNamespace, params: object
+    ) -> None:
+        if isinstance(wire := context.trace_request_ctx, Wire):
+            wire.open(kept=False)
+
+    async def reused(
+        session: aiohttp.ClientSession, context: SimpleNamespace, params: object
+    ) -> None:
+        if isinstance(wire := context.trace_request_ctx, Wire):
+            wire.open(kept=True)
+
+    config.on_connection_create_end.append(created)
+    config.on_connection_reuseconn.append(reused)
+    return config
 
 
 def lost(error: Exception) -> str:
@@ -162,11 +186,6 @@ def lost(error: Exception) -> str:
         case aiohttp.ClientResponseError():
             return "answers with something other than HTTP"
     return f"{type(error).__name__}: {error}"
-
-
-def _closed(error: Exception) -> bool:
-    kinds = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
-    return isinstance(error, kinds)
 
 
 async def _page(response: aiohttp.ClientResponse) -> Outcome:

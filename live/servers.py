@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Coroutine
-from types import SimpleNamespace
 from typing import Literal
 
 import aiohttp
@@ -12,7 +11,7 @@ from pydantic_core import to_json
 
 from live.backend import Delta, Events, Job, Progress
 from live.breaker import Breaker, Silence
-from live.exchange import PATHS, Exchange, Failed, Finished, Outcome, Refused, Wire
+from live.exchange import PATHS, Exchange, Failed, Finished, Outcome, Refused, watched
 from live.probe import Prober
 from live.prompt_length import PromptLength
 from live.scrape import Scraped, Scraper
@@ -77,13 +76,13 @@ class ServerBackend:
             ConfigError: if the server does not have the model, refuses the key or lists no models.
         """
         self._events = events
-        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        headers = {"Accept-Encoding": "identity"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._spec.timeouts.connect_s),
-            headers=headers, cookie_jar=aiohttp.DummyCookieJar(), trace_configs=[_kept()],
+            timeout=aiohttp.ClientTimeout(total=None),  # each use has its own
+            headers=headers, cookie_jar=aiohttp.DummyCookieJar(), trace_configs=[watched()],
         )  # fmt: skip
         self._prober = Prober(self._session, self._spec, self._own)
         try:
@@ -300,20 +299,3 @@ class ServerBackend:
         if self._key is not None:
             text = text.replace(self._key, "…")
         return " ".join(text.split())[:SHOWN]
-
-
-def _kept() -> aiohttp.TraceConfig:
-    """Notes in a request's `Wire` that its connection was open already."""
-
-    async def note(
-        session: aiohttp.ClientSession,
-        context: SimpleNamespace,
-        params: aiohttp.TraceConnectionReuseconnParams,
-    ) -> None:
-        wire = context.trace_request_ctx
-        if isinstance(wire, Wire):
-            wire.kept = True
-
-    config = aiohttp.TraceConfig()
-    config.on_connection_reuseconn.append(note)
-    return config

@@ -1,0 +1,93 @@
+"""Servers in this process or another, and a backend in front of one."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+pytest.importorskip("prometheus_client", reason="needs pip install -e '.[live]'")
+
+from live.prompt_length import PromptLength
+from live.scrape import Scraped
+from live.server_spec import ServerSpec
+from live.servers import ServerBackend
+from tests.live.emulated_server import Emulated, Server, serving
+from tests.live.heard import Heard, started
+
+QUICK: dict[str, Any] = {
+    "breaker": {"failures": 2, "first_probe_s": 0.02, "longest_probe_s": 0.1, "answer_s": 1.0},
+    "timeouts": {"connect_s": 1.0, "first_byte_s": 0.3, "between_s": 0.3},
+}
+
+
+def settings(port: int, **changes: Any) -> ServerSpec:
+    """A server on this machine, impatiently."""
+    return ServerSpec(
+        **{"name": "far", "url": f"http://127.0.0.1:{port}", "model": "small", **QUICK, **changes}
+    )
+
+
+@asynccontextmanager
+async def in_front(
+    port: int, scraped: Callable[[str, Scraped], None] | None = None, **changes: Any
+) -> AsyncIterator[tuple[ServerBackend, Heard]]:
+    """A backend in front of the server at a port."""
+    heard = Heard()
+    backend = ServerBackend(settings(port, **changes), PromptLength(), scraped)
+    async with started(backend, heard):
+        yield backend, heard
+
+
+@asynccontextmanager
+async def rig(
+    emulated: Emulated | None = None, **changes: Any
+) -> AsyncIterator[tuple[Server, ServerBackend, Heard]]:
+    """An emulated server, and a backend in front of it; in the end the server has no request."""
+    server = Server(emulated or Emulated())
+    async with serving(server) as port:
+        async with in_front(port, **changes) as (backend, heard):
+            yield server, backend, heard
+        await idle(server)
+
+
+async def idle(server: Server) -> None:
+    """Wait until a server has no request."""
+    async with asyncio.timeout(5):
+        while server.running or server.waiting:
+            await asyncio.sleep(0.002)
+
+
+@asynccontextmanager
+async def page(handler: Any, path: str = "/v1/completions") -> AsyncIterator[int]:
+    """The port of a server whose answers are what `handler` says; it is well."""
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": "only"}]})
+
+    app = web.Application()
+    app.router.add_get("/v1/models", models)
+    app.router.add_route("*", path, handler)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+@contextmanager
+def process(module: str, *words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A module that serves in a process of its own and prints its port."""
+    command = [sys.executable, "-m", module, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as served:
+        try:
+            assert served.stdout is not None
+            yield served, int(served.stdout.readline())
+        finally:
+            served.kill()
