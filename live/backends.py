@@ -7,7 +7,7 @@ from live.backend import Backend
 from live.deployment import Plan, RayWorkerSpec, WorkerSpec, source_of
 from live.device import DeviceSpec, HostedModel
 from live.launch import LaunchProcess
-from live.prompt_length import PromptLength
+from live.prompt_length import PromptLength, token_counter
 from live.server_spec import ServerSpec
 from live.servers import ServerBackend
 from live.tokenizer import Tokenizer, load_tokenizer
@@ -20,9 +20,15 @@ PROBE = "The 2 quick brown foxes: café, 東京 and 🦊!"  # by which tokenizer
 class Backends:
     """Makes the backends of deployments."""
 
-    def __init__(self, lengths: PromptLength | None = None) -> None:
-        """`lengths` learns the prompt tokens of servers; None: it begins anew."""
-        self.lengths = lengths or PromptLength()
+    def __init__(self, first: Plan) -> None:
+        """`lengths` learns how many tokens prompts have at servers.
+
+        Raises:
+            ConfigError: if the deployment's tokenizer cannot be had.
+        """
+        named = first.spec.tokenizer
+        servers = all(isinstance(spec, ServerSpec) for spec in first.spec.backends)
+        self.lengths = PromptLength(token_counter(named) if named and servers else None)
 
     def make(self, plan: Plan, number: int) -> Backend:
         """The backend of a device.

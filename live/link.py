@@ -7,6 +7,7 @@ length, most significant first, and the message.
 import asyncio
 import struct
 from collections.abc import Callable
+from typing import cast
 
 import msgspec
 
@@ -38,8 +39,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not derived from it
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""

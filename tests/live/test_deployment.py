@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("torch")
 
 from live.backends import device_spec, find_tokenizer
-from live.deployment import ServerSpec, WorkerSpec, source_of, terms
+from live.deployment import WorkerSpec, source_of, terms
+from live.server_spec import ServerSpec
 from sim.config import ConfigError
 from tests.live.deployments import deployment, planned
 
