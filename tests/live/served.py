@@ -1,0 +1,77 @@
+"""`python -m live.serve` as a process of its own, for tests."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+START_S = 180.0  # on a machine with other work
+
+
+class Served:
+    """A gateway that runs."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process, self._log = process, log
+        self.url = ""
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged."""
+        lines = self._log.read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def wait_for(self, event: str, within_s: float = START_S) -> dict[str, Any]:
+        """The first line whose event matches."""
+        until = monotonic() + within_s
+        while monotonic() < until:
+            for line in self.lines():
+                if re.search(event, line["event"]):
+                    return line
+            assert self.process.poll() is None, self._log.read_text("utf-8")
+            sleep(0.05)
+        raise AssertionError(f"no {event!r} within {within_s} s: {self._log.read_text('utf-8')}")
+
+    def complete(self, model: str = "best-effort", **body: Any) -> httpx.Response:
+        """A request to its end."""
+        asked = {"model": model, "prompt": "abc", "max_tokens": 4, **body}
+        return httpx.post(f"{self.url}/v1/completions", json=asked, timeout=60)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.process.pid, number)
+
+
+@contextmanager
+def serve(*arguments: str, ready: bool = True) -> Iterator[Served]:
+    """Start a gateway on a free port, wait until it is ready, and end it."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        command = [sys.executable, "-m", "live.serve", *arguments, "http.port=0"]
+        with log.open("wb") as sink:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=sink, stderr=sink)
+        served = Served(process, log)
+        try:
+            told = served.wait_for("Uvicorn running on")["event"]
+            found = re.search(r"http://[\d.:]+", told)
+            assert found is not None
+            served.url = found[0]
+            if ready:
+                served.wait_for("^ready$")
+            yield served
+        finally:
+            process.terminate()
+            try:
+                process.wait(60)
+            finally:
+                process.kill()
