@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from operator import index
 from time import perf_counter
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 
 from agent.baselines import ConservativeGreedy
 from agent.baselines.rule import least, load
@@ -19,6 +19,31 @@ from sim.types import Cluster
 
 Fault = Literal["error", "late", "masked"]
 FAULTS: tuple[Fault, ...] = ("error", "late", "masked")
+PINNED = "pinned"  # by whom a request goes to the model that the client names
+
+
+class Explanation(Protocol):
+    """What a choice rests on."""
+
+    @property
+    def renewed(self) -> bool:
+        """Whether the choice in force was made for this very request."""
+
+    @property
+    def choice(self) -> int:
+        """The one in force."""
+
+    @property
+    def values(self) -> Float32[Array, " A"]:
+        """Of the choices there were when it was made."""
+
+
+@runtime_checkable
+class ExplainingPolicy(Policy, Protocol):
+    """A policy that can tell what its choices rest on."""
+
+    def explain(self, state: State) -> Explanation | None:
+        """What the decision that left this state rests on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +54,7 @@ class Decision:
     by: str  # the policy and its version, or the rule that stood in
     fault: Fault | None  # why the policy did not choose
     state: State  # of the policy, before it chose
+    after: State  # and then
     seconds: float  # that it took
 
 
@@ -57,6 +83,7 @@ class Decider:
         self.version = version
         self.cluster = cluster
         self._policy, self._limit = policy, limit
+        self._explaining = policy if isinstance(policy, ExplainingPolicy) else None
         self._fallback = ConservativeGreedy()
         with warnings.catch_warnings():
             if strict:
@@ -87,10 +114,16 @@ class Decider:
             else:
                 self._state = after
         if fault is None:
-            return Decision(choice, self.version, None, state, perf_counter() - began)
+            return Decision(choice, self.version, None, state, after, perf_counter() - began)
         on_fault(fault, reason or f"took longer than {self._limit.limit_s} s")
         choice = int(self._fallback.choose(observation))
-        return Decision(choice, self._fallback.name, fault, state, perf_counter() - began)
+        return Decision(choice, self._fallback.name, fault, state, state, perf_counter() - began)
+
+    def explain(self, decision: Decision) -> Explanation | None:
+        """What a decision of the policy rests on, if the policy can tell."""
+        if decision.fault is not None or decision.by == PINNED or self._explaining is None:
+            return None
+        return self._explaining.explain(decision.after)
 
 
 def allowed(choice: int, mask: Bool[Array, " R"]) -> bool:
@@ -102,4 +135,4 @@ def pinned(observation: Observation) -> Decision:
     """The least loaded of the replicas that the mask allows."""
     began = perf_counter()
     choice = int(least(observation, load(observation), observation.mask))
-    return Decision(choice, "pinned", None, (), perf_counter() - began)
+    return Decision(choice, PINNED, None, (), (), perf_counter() - began)

@@ -12,7 +12,7 @@ from live.dispatcher import Fleet
 from live.ledger import Ledger
 from live.limit import TimeLimit
 from sim.config import ConfigError
-from sim.policy import make_policy
+from sim.policy import Policy, make_policy
 from sim.ticks import to_ticks
 
 Make = Callable[[Plan, int], Backend]  # the backend of a device, by its number
@@ -128,9 +128,18 @@ def make_decider(plan: Plan, node: Mapping[str, object], key: str, limit: TimeLi
     Raises:
         ConfigError: if it cannot be had, or cannot serve the cluster.
     """
-    policy = make_policy(node, key)
-    version = policy.version if isinstance(policy, Trained) else policy.name
+    policy, version = load_policy(node, key)
     return Decider(policy, version, plan.cluster, limit, plan.spec.policy.strict)
+
+
+def load_policy(node: Mapping[str, object], key: str) -> tuple[Policy, str]:
+    """A policy as a gateway runs it, and what it is called.
+
+    Raises:
+        ConfigError: if it cannot be had.
+    """
+    policy = make_policy(node, key)
+    return policy, policy.version if isinstance(policy, Trained) else policy.name
 
 
 def settings_of(plan: Plan, number: int) -> object:

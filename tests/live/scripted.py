@@ -1,6 +1,7 @@
 """A fleet whose backend does what a test says, and records that remember everything."""
 
 from collections import Counter
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
@@ -106,16 +107,19 @@ class Stage:
 
     def __init__(
         self, cluster: Cluster, policy: Any, *, shadow: Any = None, attempts: int = 3,
-        inflight: int = 100, records: Any = None,
+        inflight: int = 100, records: Any = None, names: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
-        names = [
+        """`names` of the replicas, `<backend>/<model>`; None: `d0/m0` and so on."""
+        names = names or [
             f"d{d}/{cluster.models[m]}"
             for d, m in zip(cluster.replica_device, cluster.replica_model, strict=True)
         ]
         self.cluster, self.names = cluster, names
         self.backends = {
-            f"d{d}": ScriptedBackend(f"d{d}", tuple(n for n in names if n.startswith(f"d{d}/")))
-            for d in range(cluster.n_devices)
+            backend: ScriptedBackend(
+                backend, tuple(n for n in names if n.startswith(f"{backend}/"))
+            )
+            for backend in dict.fromkeys(name.partition("/")[0] for name in names)
         }
         self.records = Remembered() if records is None else records
         self.dispatcher = Dispatcher(
