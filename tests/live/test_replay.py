@@ -1,0 +1,179 @@
+"""Logged decisions are made again to the same choices, and what differs is found."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from live import replay
+from live.decision_lines import Decisions, LogError
+from live.replay import compare, doubts, is_tie, repeat
+from tests.live.deployments import planned
+from tests.live.logged import LoggedStage, learned_plan
+
+ROOT = Path(__file__).parents[2]
+REQUESTS = 200
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """What the shipped router decided, with a pinned request and a fault."""
+    path = tmp_path_factory.mktemp("replay") / "log"
+    at = LoggedStage(learned_plan(), path)
+    at.play(REQUESTS)
+    at.play(1, model="opt-1.3b")
+    values = at.log._decider._policy.values
+    at.log._decider._policy.values = lambda features: 1 / 0
+    at.now_s += 1.0  # past the hold: it is asked
+    at.play(1)
+    at.log._decider._policy.values = values
+    at.log.close()
+    return path
+
+
+@pytest.fixture
+def altered(log, tmp_path):
+    """The log after a change to the decisions in it."""
+
+    def alter(change):
+        told = [json.loads(line) for line in log.read_bytes().splitlines()]
+        for line in told:
+            change(line)
+        path = tmp_path / "altered"
+        path.write_text("".join(json.dumps(line) + "\n" for line in told))
+        return path
+
+    return alter
+
+
+def command(*arguments, cwd):
+    done = subprocess.run(
+        [sys.executable, "-m", "live.replay", *arguments],
+        cwd=cwd, env={"PYTHONPATH": str(ROOT), "PATH": "", "COLUMNS": "120"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_every_decision_is_made_again_to_the_same_choice(log):
+    done = repeat(Decisions(log))
+    assert (done.same, done.ties, done.different) == (REQUESTS + 2, 0, [])
+    assert done.by.keys() == {learned_version(log), "pinned", "conservative_greedy"}
+    assert not done.warnings
+    held = {logged.state for logged in Decisions(log)}
+    assert len(held) > 5  # plans were chosen anew
+
+
+def learned_version(log):
+    return json.loads(log.read_bytes().splitlines()[0])["header"]["active"]["version"]
+
+
+@pytest.mark.parametrize("policy", ["conservative_greedy", "round_robin", "random"])
+def test_rules_decide_again_as_they_did(policy, tmp_path):
+    at = LoggedStage(planned(f"policy@policy.active={policy}"), tmp_path / "log")
+    at.play(80)
+    at.log.close()
+    done = repeat(Decisions(tmp_path / "log"))
+    assert (done.same, done.different) == (80, [])
+
+
+def test_a_decision_that_differs_is_found(altered):
+    def change(line):
+        if "decision" in line and line["decision"]["request_id"] == "r7":
+            line["decision"]["choice"] = (line["decision"]["choice"] + 1) % 12
+
+    done = repeat(Decisions(altered(change)))
+    assert [logged.request_id for logged, _ in done.different] == ["r7"]
+    assert done.same == REQUESTS + 1
+
+
+def test_a_choice_among_values_that_differ_by_rounding_alone_is_a_tie():
+    class Now:
+        renewed, choice, values = True, 1, np.array([0.5, 0.500001, 0.1], np.float32)
+
+    then = {"renewed": True, "choice": 0, "values": [0.500001, 0.5, 0.1]}
+    assert is_tie(then, Now)
+    assert not is_tie({**then, "values": [0.6, 0.5, 0.1]}, Now)
+    assert not is_tie({**then, "choice": 1}, Now)  # the same choice, but for what it is carried out
+    assert not is_tie({**then, "values": [0.5]}, Now)
+    assert not is_tie(None, Now)
+
+
+def test_a_state_of_another_policy_is_refused(altered):
+    def change(line):
+        if "decision" in line:
+            line["decision"]["state"] = ["AAAA"]
+
+    with pytest.raises(LogError, match="a state of"):
+        repeat(Decisions(altered(change)))
+
+
+def test_another_checkpoint_and_another_profile_are_named(log, monkeypatch):
+    logged = next(iter(Decisions(log)))
+    (told,) = doubts(logged.header, "plans@another")
+    assert told == f"policy: {logged.header.active.version} decided, plans@another is here now"
+    other = logged.header.model_copy(
+        update={"cluster": {**logged.header.cluster, "profile_hash": "0" * 64}}
+    )
+    (told,) = doubts(other, logged.header.active.version)
+    assert "has another content now" in told
+    gone = logged.header.model_copy(update={"profile": "pkg://calibrate.profiles/gone"})
+    (told,) = doubts(gone, logged.header.active.version)
+    assert "is not here" in told
+
+
+def test_another_policy_decides_on_the_same_observations(log):
+    done = compare(Decisions(log), {"_target_": "agent.baselines.ConservativeGreedy"})
+    assert done.version == "conservative_greedy"
+    assert done.tasks.total() == done.moves.total() == REQUESTS + 1
+    assert done.pinned == 1
+    assert 0 < done.replicas <= done.agreed.total() < REQUESTS
+    assert done.agreed.total() == sum(n for (went, would), n in done.moves.items() if went == would)
+
+
+def test_the_policy_of_the_log_agrees_with_itself(log):
+    node = {"_target_": "agent.checkpoint.Trained", "checkpoint": "pkg://agent.checkpoints/default"}
+    done = compare(Decisions(log), node)
+    assert done.agreed.total() >= REQUESTS  # but perhaps for the one that the rule made
+
+
+def test_the_command_ends_with_0_if_all_are_the_same_else_with_1(log, altered, tmp_path):
+    status, told = command(f"log={log}", cwd=tmp_path)
+    assert status == 0, told
+    assert f"{REQUESTS + 2}" in told
+
+    def change(line):
+        if "decision" in line and line["decision"]["request_id"] == "r7":
+            line["decision"]["choice"] = (line["decision"]["choice"] + 1) % 12
+
+    status, told = command(f"log={altered(change)}", cwd=tmp_path)
+    assert status == 1
+    assert "r7: plans@" in told
+
+
+def test_the_command_shows_where_another_policy_would_have_sent_requests(log, tmp_path):
+    status, told = command(f"log={log}", "policy=least_loaded", cwd=tmp_path)
+    assert status == 0, told
+    assert re.search(r"where least_loaded would have sent\s+201\s+requests", told)
+    assert "opt-125m" in told
+    assert "piqa" in told
+    assert "pinned" in told
+
+
+def test_the_command_refuses_a_log_that_is_not_there(tmp_path):
+    status, told = command("log=nowhere", cwd=tmp_path)
+    assert status == 1
+    assert "refused: log = 'nowhere': no such file" in told
+
+
+def test_what_is_shown_of_a_replay_is_what_came_of_it(log):
+    done = repeat(Decisions(log))
+    text = [*replay.show_repeated(done, 3).columns[1].cells]
+    assert text[:2] == [f"{REQUESTS + 2}", "0, with values within 1e-05"]
+    assert text[-1] == "3"
