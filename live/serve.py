@@ -18,8 +18,9 @@ from rich.table import Table
 
 from live import logs
 from live.backends import Backends, find_tokenizer
+from live.decision_log import DecisionLog
 from live.deployment import DeploymentSpec, Plan, plan, terms
-from live.dispatcher import Dispatcher, Limits
+from live.dispatcher import Dispatcher, Fleet, Limits
 from live.drift import DriftLimits
 from live.fleets import Fleets, make_deciders
 from live.gauges import Gauges
@@ -27,7 +28,7 @@ from live.http import Gateway, make_app, make_server, read_keys
 from live.limit import TimeLimit
 from live.merge import Merge
 from live.metrics import Metrics
-from live.records import DriftWatch, Fanout
+from live.records import DriftWatch, Fanout, Sink
 from live.server_spec import ServerSpec
 from sim import command
 from sim.config import ConfigError, check
@@ -57,12 +58,17 @@ class Service:
             DriftLimits(spec.drift.threshold, spec.drift.requests, spec.drift.memory),
             first.replicas,
         )
-        records = Fanout({"metrics": metrics, "journal": logs.Journal(), "drift": drift})
+        sinks: dict[str, Sink] = {"metrics": metrics, "journal": logs.Journal(), "drift": drift}
+        self._decisions: DecisionLog | None = None
+        if spec.log.decisions is not None:
+            self._decisions = DecisionLog(spec.log.decisions, spec.log.decisions_bytes)
+            sinks["decisions"] = self._decisions
+        records = Fanout(sinks)
         self._dispatcher = Dispatcher(
             None, Limits(spec.limits.attempts, spec.limits.inflight), records, spec.seed
         )
         metrics.registry.register(
-            Gauges(self._dispatcher, drift.replicas, records.failures, lambda: 0)
+            Gauges(self._dispatcher, drift.replicas, records.failures, self._dropped)
         )
         self._fleets = Fleets(self._backends.make, self._dispatcher)
         self._reloading = asyncio.Lock()
@@ -109,7 +115,7 @@ class Service:
                     raise ConfigError(name, "changed", "needs a new start of the gateway")
             fleet = await self._fleets.build(renewed, self._limit, READY_S)
             self._limit.limit_s = spec.policy.limit_s
-            self._dispatcher.replace(fleet)
+            self._send_to(fleet, renewed)
             self._dispatcher.limits = Limits(spec.limits.attempts, spec.limits.inflight)
             self.gateway.terms = terms(renewed)
             self.gateway.passes_on = _passes_on(renewed)
@@ -125,7 +131,7 @@ class Service:
         """Backends come up before the first request, and end after the last answer."""
         self._background: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
-        self._dispatcher.replace(await self._fleets.build(self._plan, self._limit, None))
+        self._send_to(await self._fleets.build(self._plan, self._limit, None), self._plan)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         watch = loop.create_task(self._watch())
         try:
@@ -135,6 +141,18 @@ class Service:
             self._dispatcher.draining = True
             await self._fleets.stop(self._plan.spec.drain_s)
             await asyncio.gather(*self._background)
+            if self._decisions is not None:
+                self._decisions.close()
+
+    def _send_to(self, fleet: Fleet, of: Plan) -> None:
+        """Send to the fleet of a deployment from now on."""
+        if self._decisions is not None:
+            self._decisions.begin(of, fleet)
+        self._dispatcher.replace(fleet)
+
+    def _dropped(self) -> int:
+        """Decisions that were not logged."""
+        return 0 if self._decisions is None else self._decisions.dropped
 
     async def _watch(self) -> None:
         """End the gateway if a worker cannot come up at all."""
