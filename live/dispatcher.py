@@ -142,8 +142,8 @@ class Dispatcher:
         """The client wants no more of it; the replica's slot is freed if the answer goes on."""
         for job, other in self.calls.items():
             if other is call:
-                self._backend_of[job].cancel(job)
                 self._finish(call, RefusalError(499, "client_gone", "the client went away"))
+                self._backend_of[job].cancel(job)
                 return
 
     # what backends report

@@ -20,6 +20,7 @@ _STREAM: Headers = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # for proxies
 ]
+_PIECE_BYTES = 65_536  # sent at once: who cannot read as much within `idle_s` is cut off
 _DONE = b"data: [DONE]\n\n"
 _OBJECTS: Mapping[Endpoint, tuple[str, str, str]] = {  # of an id, of a piece and of a whole answer
     "chat": ("chatcmpl", "chat.completion.chunk", "chat.completion"),
@@ -77,7 +78,7 @@ class Answer(Response):  # type: ignore[misc]
             await Refusal(refusal, decided(call))(scope, receive, send)
         elif self._stream:
             event = b"data: " + content(refusal) + b"\n\n"
-            await send({"type": "http.response.body", "body": event})
+            await _send(send, event, more=False)
 
     async def _whole(self, call: Call, send: Send) -> None:
         attempt, deltas = call.attempts, list[Delta]()
@@ -95,7 +96,7 @@ class Answer(Response):  # type: ignore[misc]
             *decided(call),
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": answer})
+        await _send(send, answer, more=False)
 
     def _choices(self, call: Call, deltas: Sequence[Delta]) -> list[Json]:
         """The choices of a whole answer."""
@@ -123,15 +124,14 @@ class Answer(Response):  # type: ignore[misc]
         headers = [*_STREAM, *decided(call)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         while ended is None:
-            if events := pieces.events(deltas):
-                await send({"type": "http.response.body", "body": events, "more_body": True})
+            await _send(send, pieces.events(deltas), more=True)
             deltas = await call.fetch()
             ended = call.end
         events = pieces.events(deltas)
         if isinstance(ended, RefusalError):
-            await send({"type": "http.response.body", "body": events, "more_body": True})
+            await _send(send, events, more=True)
             raise ended
-        await send({"type": "http.response.body", "body": events + pieces.last(call)})
+        await _send(send, events + pieces.last(call), more=False)
 
     def _frame(self, call: Call, kind: str) -> Json:
         """What all pieces of an answer have in common."""
@@ -188,6 +188,15 @@ class Pieces:
     def _event(self, choices: list[Json], **more: Json) -> bytes:
         piece = msgspec.json.encode({**self._frame, "choices": choices, **more})
         return b"data: " + piece + b"\n\n"
+
+
+async def _send(send: Send, body: bytes, more: bool) -> None:
+    """Send a body, or the next part of one."""
+    while len(body) > _PIECE_BYTES:
+        part, body = body[:_PIECE_BYTES], body[_PIECE_BYTES:]
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    if body or not more:
+        await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 def usage(call: Call) -> Json:

@@ -9,6 +9,8 @@ from live.http.asgi import Headers, Message, Receive, Scope, Send
 
 CLIENT_GONE = "client_gone"  # the one refusal that nobody is told
 
+_UNREAD = frozenset({408, 413})  # what is left of the request is not read
+
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -97,6 +99,8 @@ class Refusal:
             *retry_after(refusal),
             *self._headers,
         ]
+        if refusal.status in _UNREAD:
+            headers.append((b"connection", b"close"))
         start: Message = {
             "type": "http.response.start",
             "status": 503 if refusal.status == 499 else refusal.status,

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import socket
 from contextlib import suppress
 from functools import partial
 
@@ -17,6 +18,10 @@ HEAD_BYTES = 65_536  # of a request line and headers
 KEEP_ALIVE_S = (
     75  # longer than clients keep idle connections, so that they do not meet a closed one
 )
+
+KEPT_BYTES = 65_536  # of what was sent, on this side
+
+_KEPT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on every system
 
 
 class Connection(HttpToolsProtocol):  # type: ignore[misc]
@@ -35,8 +40,15 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]
         self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Wait for a head."""
+        """Wait for a head.
+
+        The operating system is told to keep little of what is not on its way: else it takes
+        megabytes before anybody here learns that they are not read.
+        """
         super().connection_made(transport)
+        if _KEPT is not None:
+            connected = transport.get_extra_info("socket")
+            connected.setsockopt(socket.IPPROTO_TCP, _KEPT, KEPT_BYTES)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -24,7 +24,7 @@ class Plan:
 class FakeBackend:
     """Runs jobs as its plan says (`Backend`)."""
 
-    def __init__(self, name: str, models: tuple[str, ...], plan: Plan = Plan()) -> None:  # noqa: B008
+    def __init__(self, name: str, models: tuple[str, ...], plan: Plan = Plan()) -> None:
         self.name = name
         self.replicas = tuple(f"{name}/{model}" for model in models)
         self.plan = plan
@@ -51,7 +51,8 @@ class FakeBackend:
             task.cancel()
             (replica,) = (known.replica for known in self.jobs if known.id == job)
             self.ended["cancelled"] += 1
-            self._events.stepped(replica, Progress(cancelled=(job,)))
+            told = Progress(cancelled=(job,))
+            asyncio.get_running_loop().call_soon(self._events.stepped, replica, told)
 
     async def stop(self, drain_s: float) -> None:
         if self._tasks:

@@ -1,5 +1,6 @@
 """A gateway before fake backends, served by uvicorn in a thread."""
 
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -7,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import openai
 
 from agent.baselines.rule import Rule, least
@@ -106,11 +108,18 @@ class Front:
     gateway: Gateway
     notes: Notes
     port: int = 0
-    stopping: Callable[[], None] = field(default=lambda: None)
+    stop: Callable[[], None] = lambda: None  # tell the server to end
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(verify=False))
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def get(self, path: str, headers: Any = None) -> httpx.Response:
+        return self.http.get(self.url + path, headers=headers)
+
+    def post(self, path: str, headers: Any = None, **body: Any) -> httpx.Response:
+        return self.http.post(self.url + path, headers=headers, timeout=PATIENCE_S, **body)
 
     @property
     def jobs(self) -> int:
@@ -119,8 +128,9 @@ class Front:
 
     def client(self, key: str = "-", **settings: Any) -> openai.OpenAI:
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S, **settings
-        )
+            base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=PATIENCE_S,
+            **{"http_client": self.http, **settings},
+        )  # fmt: skip
 
     def until(self, condition: Callable[[], bool]) -> float:
         """Wait for something; the seconds that it took."""
@@ -172,7 +182,7 @@ def serving(
     plans: Mapping[str, Plan] | None = None, policy: Rule | None = None,
     limits: LimitsSpec = LIMITS, http: HttpSpec | None = None, keys: Sequence[str] = (),
     admin_keys: Sequence[str] = (), drain_s: float = 5.0, queue: int = 100, attempts: int = 3,
-    **settings: Any,
+    send_bytes: int | None = None, **settings: Any,
 ) -> Iterator[Front]:  # fmt: skip
     """A gateway at work; `settings` are parts of the `Gateway`."""
     front = make_front(
@@ -188,19 +198,23 @@ def serving(
             await backend.stop(0)
 
     app = make_app(front.gateway, Keys(keys), Keys(admin_keys), lifespan)
-    server = make_server(app, http or HttpSpec(port=0), limits, drain_s)
-    thread = threading.Thread(target=server.run)
+    server = make_server(app, http or HttpSpec(), limits, drain_s)
+    listener = socket.create_server(("127.0.0.1", 0))
+    if send_bytes is not None:  # that the operating system keeps for a client that does not read
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)
+    front.port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
         front.until(lambda: server.started or not thread.is_alive())
-        front.port = server.servers[0].sockets[0].getsockname()[1]
 
         def stop() -> None:
             server.should_exit = True
 
-        front.stopping = stop
+        front.stop = stop
         yield front
     finally:
+        front.http.close()
         server.should_exit = True
         thread.join(drain_s + PATIENCE_S)
         assert not thread.is_alive()

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 from openai.types.chat import ChatCompletionChunk
 
@@ -24,7 +23,7 @@ def front() -> Iterator[Front]:
 def stream(front: Front, body: dict[str, Any], path: str = "chat/completions") -> list[str]:
     """The data of a stream's events."""
     body = {"model": "m0", "messages": HI, "max_tokens": 3, "stream": True, **body}
-    answer = httpx.post(f"{front.url}/v1/{path}", json=body)
+    answer = front.post(f"/v1/{path}", json=body)
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     *events, rest = answer.text.split("\n\n")
     assert rest == ""
@@ -171,12 +170,12 @@ def test_headers_say_that_a_rule_stood_in() -> None:
     [("my-id:1", "my-id:1"), ("a b\tc<script>", "abcscript"), ("x" * 500, "x" * 128)],
 )
 def test_a_clients_id_comes_back_as_far_as_it_is_one(front: Front, given: str, kept: str) -> None:
-    answer = httpx.get(f"{front.url}/health", headers={"x-request-id": given})
+    answer = front.get("/health", headers={"x-request-id": given})
     assert answer.headers["x-request-id"] == kept
 
 
 def test_requests_without_an_id_get_different_ones(front: Front) -> None:
-    answers = [httpx.get(f"{front.url}/health") for _ in range(2)]
+    answers = [front.get("/health") for _ in range(2)]
     first, second = (answer.headers["x-request-id"] for answer in answers)
     assert first != second
     assert first.startswith("req-")
@@ -190,21 +189,21 @@ def test_models_are_listed_with_the_virtual_one_first(front: Front) -> None:
 
 def test_readiness_is_that_of_replicas(front: Front) -> None:
     dispatcher = front.gateway.dispatcher
-    assert httpx.get(f"{front.url}/ready").status_code == 200
+    assert front.get("/ready").status_code == 200
     for backend in front.backends.values():
         for replica in backend.replicas:
             dispatcher.down(replica, "test")
-    answer = httpx.get(f"{front.url}/ready")
+    answer = front.get("/ready")
     assert answer.status_code == 503
     assert answer.json()["replicas"]["a/m1"] == {"alive": False, "running": 0, "waiting": 0}
-    assert httpx.get(f"{front.url}/health").status_code == 200
+    assert front.get("/health").status_code == 200
     for backend in front.backends.values():
         for replica in backend.replicas:
             dispatcher.up(replica)
 
 
 def test_metrics_are_those_of_the_gateway(front: Front) -> None:
-    answer = httpx.get(f"{front.url}/metrics")
+    answer = front.get("/metrics")
     assert answer.text == "up 1\n"
     assert answer.headers["content-type"].startswith("text/plain; version=")
 
@@ -223,7 +222,7 @@ def test_a_servers_own_words_are_passed_on() -> None:
         pieces = [json.loads(event)["choices"] for event in events[:-1]]
         assert pieces == [[choice] for choice in CHOICES]
         body = {"model": "m0", "messages": HI, **body}
-        whole = httpx.post(f"{front.url}/v1/chat/completions", json=body).json()
+        whole = front.post("/v1/chat/completions", json=body).json()
         assert whole["choices"][0]["merged"] is True
         assert whole["choices"][0]["message"]["content"] == "hello"
         job = front.backends["a"].jobs[-1]
