@@ -45,10 +45,11 @@ def make_app(
         title="Besteffort", description=document.DESCRIPTION, redoc_url=None,
         swagger_ui_oauth2_redirect_url=None, redirect_slashes=False, lifespan=lifespan,
     )  # fmt: skip
+    api.terms = lambda: gateway.terms
     pages, keyed = Pages(gateway), bool(keys)
     paths: dict[Endpoint, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
     for endpoint, path in paths.items():
-        told = document.completing(endpoint, gateway.terms, keyed, gateway.passes_on)
+        told = document.completing(endpoint, keyed, gateway.passes_on)
         _add(api, "POST", path, pages.completing(endpoint), told)
     told = document.page("The models that a request may name", schemas.ModelList, keyed)
     _add(api, "GET", "/v1/models", pages.models, told)

@@ -1,6 +1,6 @@
 """The OpenAPI document: what each path takes and answers, headers and refusals included."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI
@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 from live.backend import Endpoint
 from live.deployment import ROUTER, Terms
 from live.http import schemas
-from live.http.reading import MAX_MS
+from live.http.reading import LEAST_MS, MOST_MS
 
 Node = dict[str, Any]  # of the document
 Responses = dict[int | str, Node]  # by status
@@ -55,6 +55,12 @@ _DECIDED: Mapping[str, tuple[str, Node]] = {
     "slack-ms": ("Time left for the last token when it was chosen.", {"type": "number"}),
     "attempts": ("Replicas that were tried.", {"type": "integer", "minimum": 0}),
 }
+_HEADERS: Mapping[str, str] = {
+    "x-slo-e2e-ms": "Milliseconds from the request to its last token, as a bound.",
+    "x-slo-ttft-ms": "Milliseconds from the request to its first token, as a bound.",
+    "x-task": "The kind of request, by which models differ in quality.",
+    "x-request-id": "The client's own name for the request.",
+}
 _REQUEST_ID: Node = {
     "x-request-id": {
         "description": "The request's id: the client's, as far as it may stand in a header.",
@@ -71,24 +77,46 @@ _RETRY_AFTER: Node = {
 _CHALLENGE: Node = {
     "www-authenticate": {"required": True, "schema": {"type": "string", "const": "Bearer"}}
 }
+_STREAM: Node = {
+    "itemSchema": {  # of OpenAPI 3.2
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "data": {
+                "type": "string",
+                "description": "A piece of the answer as JSON, in OpenAI's form. With "
+                "`include_usage` the last has no choices but `usage`. At the very end: `[DONE]`.",
+            }
+        },
+    },
+}
 _SECURITY: Node = {"security": [{"key": []}]}
+_SCHEMAS = "#/components/schemas/"
 
 
 class Documented(FastAPI):  # type: ignore[misc]
-    """FastAPI with what it cannot know: bodies that it does not parse, and the keys."""
+    """FastAPI with what it cannot know: bodies that it does not parse, keys, and the terms."""
+
+    terms: Callable[[], Terms]
 
     def openapi(self) -> Node:
-        """The document."""
+        """The document, with the models and tasks of now."""
         document: Node = super().openapi()
-        components = document.setdefault("components", {})
-        sent = [(schemas.ChatBody, "validation"), (schemas.CompletionBody, "validation")]
-        _, defined = models_json_schema(sent, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+        terms, components = self.terms(), document.setdefault("components", {})
+        bodies: list[type[BaseModel]] = [schemas.ChatBody, schemas.CompletionBody]
+        _, defined = models_json_schema(
+            [(body, "validation") for body in bodies], ref_template=_SCHEMAS + "{model}"
+        )
+        for body in bodies:
+            model = defined["$defs"][body.__name__]["properties"]["model"]
+            model["enum"] = [ROUTER, *terms.models]
         components.setdefault("schemas", {}).update(defined["$defs"])
+        components["parameters"] = _parameters(terms)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         return document
 
 
-def completing(endpoint: Endpoint, terms: Terms, keyed: bool, passes_on: bool) -> Node:
+def completing(endpoint: Endpoint, keyed: bool, passes_on: bool) -> Node:
     """What FastAPI is told of an endpoint that completes."""
     chat = endpoint == "chat"
     whole: type[BaseModel] = schemas.ChatCompletion if chat else schemas.Completion
@@ -96,19 +124,18 @@ def completing(endpoint: Endpoint, terms: Terms, keyed: bool, passes_on: bool) -
     statuses = [400, *_locked(keyed), 404, 408, 413, 415, 429, 500, 502, 503, 504]
     told = decided_headers()
     responses = _refusals(statuses, told)
-    stream = {"schema": {"type": "string", "description": "Events; the last of them is `[DONE]`."}}
     responses[200] = {
         "model": whole,
         "description": "The answer, as a whole or as a stream.",
         "headers": {**_REQUEST_ID, **told},
-        "content": {"text/event-stream": stream},
+        "content": {"text/event-stream": _STREAM},
     }
     if passes_on:
         responses["default"] = _refusal("What a server by URL refuses with.", told)
-    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
+    schema = {"$ref": _SCHEMAS + body.__name__}
     extra: Node = {
-        "parameters": list(_parameters(terms)),
-        "requestBody": {"required": True, "content": {"application/json": {"schema": reference}}},
+        "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in _HEADERS],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
     }
     summary = "Answer a conversation" if chat else "Continue a text"
     return _operation(summary, responses, keyed, extra)
@@ -178,14 +205,16 @@ def _refusal(description: str, headers: Node) -> Node:
     }
 
 
-def _parameters(terms: Terms) -> Iterable[Node]:
-    """The headers of a request that are looked at."""
-    number: Node = {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_MS}
-    task: Node = {"type": "string", "enum": list(terms.tasks), "default": terms.default_task}
-    for name, description, schema in (
-        ("x-slo-e2e-ms", "Milliseconds from the request to its last token.", number),
-        ("x-slo-ttft-ms", "Milliseconds from the request to its first token.", number),
-        ("x-task", "The kind of request, by which models differ in quality.", task),
-        ("x-request-id", "The client's own name for the request.", {"type": "string"}),
-    ):
-        yield {"in": "header", "name": name, "description": description, "schema": schema}
+def _parameters(terms: Terms) -> Node:
+    """The headers of a request that are looked at, by their names."""
+    bound: Node = {"type": "number", "minimum": LEAST_MS, "maximum": MOST_MS}
+    schemata: Node = {
+        "x-slo-e2e-ms": bound,
+        "x-slo-ttft-ms": bound,
+        "x-task": {"type": "string", "enum": [*terms.tasks], "default": terms.default_task},
+        "x-request-id": {"type": "string"},
+    }
+    return {
+        name: {"in": "header", "name": name, "description": said, "schema": schemata[name]}
+        for name, said in _HEADERS.items()
+    }

@@ -19,7 +19,7 @@ from live.http.guard import Arrival
 from live.http.schemas import Body, ChatBody, CompletionBody, Message
 from sim.utility import BoundSpec
 
-MAX_MS = 86_400_000  # of a bound in a header: a day
+LEAST_MS, MOST_MS = 0.001, 86_400_000  # of a bound in a header: a microsecond to a day
 
 B = TypeVar("B", bound=Body)
 
@@ -114,12 +114,9 @@ def _json(raw: bytes) -> Json:
 
 def _checked(kind: type[B], words: Json) -> B:
     try:
-        body = kind.model_validate(words)
+        return kind.model_validate(words)
     except ValidationError as refused:
         raise _explained(refused, words) from None
-    if body.stream_options is not None and not body.stream:
-        raise InvalidError("stream_options", "stream_options: only with stream = true")
-    return body
 
 
 def _explained(refused: ValidationError, words: Json) -> InvalidError:
@@ -264,8 +261,9 @@ def _bound_s(headers: Mapping[bytes, bytes], name: bytes) -> float | None:
         return None
     text, key = headers[name].decode("latin-1"), name.decode()
     value_ms = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if not 0 < value_ms <= MAX_MS:
-        raise InvalidError(key, f"{key} = {_shown(text)}: a number above 0, at most {MAX_MS}")
+    if not LEAST_MS <= value_ms <= MOST_MS:
+        allowed = f"a number of at least {LEAST_MS}, at most {MOST_MS}"
+        raise InvalidError(key, f"{key} = {_shown(text)}: {allowed}")
     return value_ms / 1000
 
 

@@ -30,7 +30,9 @@ class Body(_Sent):
 
     model: str = Field(description=f"`{ROUTER}`: the router chooses. Another pins the request.")
     stream: bool | None = Field(default=None, description="Whether the answer is sent in pieces.")
-    stream_options: StreamOptions | None = Field(default=None, description="Only with `stream`.")
+    stream_options: StreamOptions | None = Field(
+        default=None, description="Of no effect without `stream`."
+    )
     max_tokens: Count | None = Field(default=None, description="At most so many are answered.")
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = Field(
         default=None, description="Texts that end the answer, which does not contain them."
