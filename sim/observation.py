@@ -12,6 +12,7 @@ from functools import cached_property
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from sim.ticks import NEVER, TICKS_PER_S
@@ -22,6 +23,7 @@ OBSERVATION_SCHEMA = 2
 
 WINDOW_BITS = (38, 40, 42, 44)  # arrivals are counted over windows of 2^bits ticks
 WINDOWS_S = tuple(2.0 ** (bits - 40) for bits in WINDOW_BITS)  # 0.25, 1, 4 and 16 s
+_WINDOW_TICKS = 1 << np.array(WINDOW_BITS)
 
 # Arrays are NumPy's in the SimPy engine and the gateway, and JAX's in the JAX engine.
 Array = Any
@@ -91,10 +93,8 @@ class Observation:
         a scale has passed since time 0, its estimate is over the time since, the shortest window
         at least.
         """
-        xp = self.xp
-        bits = xp.asarray(WINDOW_BITS)
-        length = xp.left_shift(xp.ones_like(bits), bits)
-        covered = xp.bitwise_and(self.now_ticks, length - 1) / length
+        xp, length = self.xp, _WINDOW_TICKS
+        covered = (self.now_ticks & (length - 1)) / length
         since_start = xp.maximum(self.now_ticks, length[0])
         seconds = xp.minimum(length, since_start) / TICKS_PER_S
         seen = self.window_arrivals + (1.0 - covered)[:, None] * self.previous_arrivals
@@ -137,7 +137,7 @@ class Observation:
         full = self._prefill_ticks(chunk) + self._others_ticks
         last = self._prefill_ticks(rest) + self._others_ticks
         pairs = self.prompt_tokens * (self.prompt_tokens + 1) // 2
-        pair_ticks = (cluster.pair_ticks_scaled[cluster.replica_model] * pairs) >> PAIR_SHIFT
+        pair_ticks = (cluster.coefficients.pair_ticks_scaled * pairs) >> PAIR_SHIFT
         return slot_rounds * self.predicted_round_ticks + full_steps * full + last + pair_ticks
 
     @cached_property
@@ -164,10 +164,10 @@ class Observation:
         output = self.expected_output_tokens
         in_cache = cluster.kv_blocks * cluster.block_tokens // (self.prompt_tokens + output)
         batch = xp.minimum(xp.maximum(in_cache, 1), cluster.max_batch)
-        model, budget = cluster.replica_model, cluster.token_budget
         decode = self._decode_ticks(batch, batch * (self.prompt_tokens + output // 2))
-        prefill = cluster.host_ticks[model] + cluster.tokens_ticks[model, budget]
-        prefill = prefill + cluster.sequence_ticks[model] + cluster.prompt_ticks[model]
+        cost, budget = cluster.coefficients, cluster.token_budget
+        prefill = cost.host_ticks + cluster.tokens_ticks[cluster.replica_model, budget]
+        prefill = prefill + cost.sequence_ticks + cost.prompt_ticks
         ticks = output * decode / batch + self.prompt_tokens * prefill / budget
         return TICKS_PER_S / ticks
 
@@ -184,38 +184,40 @@ class Observation:
 
         And where there is one, the switches of a round, to them and back.
         """
-        cluster = self.cluster
-        switch = cluster.switch_ticks[cluster.replica_model]
+        switch = self.cluster.coefficients.switch_ticks
         step = self._decode_ticks(self.decoding, self.kv_tokens) + switch
         step = step * (self.inside > 0)
-        others = cluster.same_device @ step - step
+        others = self.cluster.same_device @ step - step
         return others + switch * (others > 0)
 
     def _decode_ticks(self, decoding: Int[Array, " R"], kv_tokens: Int[Array, " R"]) -> Array:
         """Duration of a step of each replica in which only so many decode (rule 12)."""
-        cluster, model = self.cluster, self.cluster.replica_model
-        most = cluster.tokens_ticks.shape[1] - 1
-        return (
-            cluster.host_ticks[model]
-            + cluster.tokens_ticks[model, self.xp.minimum(decoding, most)]
-            + cluster.sequence_ticks[model] * decoding
-            + cluster.kv_token_ticks[model] * kv_tokens
-        )
+        cost = self.cluster.coefficients
+        fixed = cost.host_ticks + cost.sequence_ticks * decoding + cost.kv_token_ticks * kv_tokens
+        return fixed + self._tokens_ticks(decoding)
 
     def _prefill_ticks(self, chunk: Int[Array, " R"]) -> Array:
         """Duration of a step of each replica with a chunk beside those that decode now.
 
         Without what attention of the chunk takes (rule 12).
         """
-        cluster, model = self.cluster, self.cluster.replica_model
-        most = cluster.tokens_ticks.shape[1] - 1
+        return self._beside_chunk_ticks + self._tokens_ticks(self.decoding + chunk)
+
+    @cached_property
+    def _beside_chunk_ticks(self) -> Int[Array, " R"]:
+        """What of a step with a chunk does not depend on its length."""
+        cost = self.cluster.coefficients
         return (
-            cluster.host_ticks[model]
-            + cluster.tokens_ticks[model, self.xp.minimum(self.decoding + chunk, most)]
-            + cluster.sequence_ticks[model] * (self.decoding + 1)
-            + cluster.kv_token_ticks[model] * self.kv_tokens
-            + cluster.prompt_ticks[model]
+            cost.host_ticks
+            + cost.sequence_ticks * (self.decoding + 1)
+            + cost.kv_token_ticks * self.kv_tokens
+            + cost.prompt_ticks
         )
+
+    def _tokens_ticks(self, tokens: Int[Array, " R"]) -> Array:
+        """What a step of each replica takes by its tokens, as many as the table has at the most."""
+        table = self.cluster.tokens_ticks
+        return table[self.cluster.replica_model, self.xp.minimum(tokens, table.shape[1] - 1)]
 
 
 def fits_alone(

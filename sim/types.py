@@ -6,7 +6,7 @@ R replicas, D devices, M models, T tasks, N requests.
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Literal, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
@@ -52,6 +52,17 @@ class Workload:
     def first(self, count: int) -> Self:
         """The first `count` requests, all of them if there are not more."""
         return _first(self, count)
+
+
+class Coefficients(NamedTuple):
+    """What a step of each replica costs but for its table per token count: those of its model."""
+
+    host_ticks: Int64[np.ndarray, " R"]
+    pair_ticks_scaled: Int64[np.ndarray, " R"]
+    kv_token_ticks: Int64[np.ndarray, " R"]
+    sequence_ticks: Int64[np.ndarray, " R"]
+    prompt_ticks: Int64[np.ndarray, " R"]
+    switch_ticks: Int64[np.ndarray, " R"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +112,12 @@ class Cluster:
     def n_replicas(self) -> int:
         """Number of replicas."""
         return len(self.replica_device)
+
+    @cached_property
+    def coefficients(self) -> Coefficients:
+        """Those of the model of each replica."""
+        model = self.replica_model
+        return Coefficients(*(getattr(self, name)[model] for name in Coefficients._fields))
 
     @cached_property
     def same_device(self) -> Int64[np.ndarray, "R R"]:

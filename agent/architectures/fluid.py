@@ -39,10 +39,11 @@ def capacity_rps(observation: Observation) -> Float[Array, " M"]:
     in_cache = cluster.kv_blocks * cluster.block_tokens / (prompt + output)
     batch = xp.clip(in_cache, 1, cluster.max_batch)
     tokens = xp.minimum(batch * (1 + prompt / output), cluster.token_budget)
-    step = cluster.host_ticks[model] + cluster.tokens_ticks[model, xp.astype(tokens, int)]
-    step = step + cluster.kv_token_ticks[model] * batch * context
-    step = step + cluster.sequence_ticks[model] * batch * (1 + 1 / output)
-    step = step + xp.minimum(batch / output, 1.0) * cluster.prompt_ticks[model]
+    cost = cluster.coefficients
+    step = cost.host_ticks + cluster.tokens_ticks[model, xp.astype(tokens, int)]
+    step = step + cost.kv_token_ticks * batch * context
+    step = step + cost.sequence_ticks * batch * (1 + 1 / output)
+    step = step + xp.minimum(batch / output, 1.0) * cost.prompt_ticks
     rate_rps = tokens / (prompt + output) * TICKS_PER_S / step
     of_model = model == xp.arange(len(cluster.models))[:, None]
     return xp.max(xp.where(of_model, rate_rps, 0.0), axis=1)

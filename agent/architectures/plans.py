@@ -15,7 +15,6 @@ from agent.architectures.network import PlanNet
 from agent.baselines.rule import least
 from sim.config import ConfigError, Spec, check
 from sim.observation import WINDOW_BITS, Array, Observation
-from sim.policy import SHED
 from sim.ticks import MAX_S
 from sim.types import Cluster
 
@@ -129,13 +128,14 @@ class Plans:
         model, price, cap = (xp.asarray(column)[choice] for column in table)
         model_of, device_of = cluster.replica_model, cluster.replica_device
         served = (model[device_of] == model_of) & observation.mask
-        is_base = model_of == xp.min(model)
+        base = model.min()
+        is_base = model_of == base
         quality, inside = observation.quality, observation.inside
-        base_quality = xp.asarray(cluster.quality)[xp.min(model), observation.task]
+        base_quality = xp.asarray(cluster.quality)[base, observation.task]
         worth = is_base | (quality - base_quality >= price)
         good = served & worth & (is_base | (inside < cap)) & observation.predicted_on_time
-        best = xp.max(xp.where(good, quality, -1.0))
-        last_resort = observation.mask & (model_of == xp.min(model_of))
+        best = xp.where(good, quality, -1.0).max()
+        last_resort = observation.mask & (model_of == model_of.min())
         finish_ticks = observation.predicted_finish_ticks
         tiers = (
             (good & (quality == best), finish_ticks),
@@ -143,11 +143,11 @@ class Plans:
             (served & is_base, finish_ticks),
             (last_resort, finish_ticks),
         )
-        action = xp.asarray(SHED)
-        for tier, score in reversed(tiers):
-            choice_there = least(observation, score, tier)
-            action = xp.where(xp.any(tier), choice_there, action)
-        return action
+        tier, score = tiers[-1]
+        for above, its_score in reversed(tiers[:-1]):
+            there = above.any()
+            tier, score = xp.where(there, above, tier), xp.where(there, its_score, score)
+        return least(observation, score, tier)
 
 
 def _squashed(values: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -25,11 +25,10 @@ class ConservativeGreedy(Rule):
 
     def choose(self, observation: Observation) -> Array:
         """See the class."""
-        xp = observation.xp
         service = observation.predicted_service_ticks
         brisk = service <= observation.e2e_slack_ticks // 2
         brisk |= observation.e2e_slack_ticks == NEVER
 
         total_rps = observation.cluster.same_model @ observation.capacity_rps
-        rate_rps = xp.sum(observation.arrival_rate_rps[self._scale])
+        rate_rps = observation.arrival_rate_rps[self._scale].sum()
         return best_in_time(observation, brisk & (total_rps >= rate_rps))

@@ -22,7 +22,7 @@ def best_in_time(observation: Observation, eligible: Array) -> Array:
     """The best quality among eligible replicas predicted on time, ties by predicted finish."""
     xp = observation.xp
     fits = observation.mask & observation.predicted_on_time & eligible
-    best = xp.max(xp.where(fits, observation.quality, -1.0))
+    best = xp.where(fits, observation.quality, -1.0).max()
     top = fits & (observation.quality == best)
     choice = least(observation, observation.predicted_finish_ticks, top)
     return xp.where(choice >= 0, choice, pressed(observation))

@@ -38,15 +38,15 @@ def least(
     """The allowed replica with the least score, the first of equals; SHED if none is allowed."""
     xp = observation.xp
     top = xp.inf if xp.isdtype(score.dtype, "real floating") else xp.iinfo(score.dtype).max
-    best = xp.argmin(xp.where(allowed, score, top))
-    return xp.where(xp.any(allowed), best, SHED)
+    best = xp.where(allowed, score, top).argmin()
+    return xp.where(allowed.any(), best, SHED)
 
 
 def load(observation: Observation) -> Int[Array, " R"]:
     """How busy each replica is: requests inside its device, then inside itself."""
     inside = observation.inside
     on_device = observation.cluster.same_device @ inside
-    return on_device * (1 + observation.xp.sum(inside)) + inside
+    return on_device * (1 + inside.sum()) + inside
 
 
 def pressed(observation: Observation) -> Int[Array, ""]:
