@@ -73,11 +73,12 @@ class Forced(Holder[Course]):
         has_order = state.order.rank >= 0
         begins = has_order & (state.forced_from == NEVER)
         forced_from = jnp.where(begins, now, state.forced_from)
-        noisy = router.values(features) + state.order.noise
+        values = router.values(features)
+        noisy = values + state.order.noise
         ranked = jnp.argsort(jnp.where(allowed, -noisy, jnp.inf))
         forced = jnp.where(begins, ranked[state.order.rank], state.choice).astype(jnp.int32)
         goes_on = has_order & ~begins & (now < forced_from + self._forced_ticks) & allowed[forced]
-        best = router.best(state.held, features, allowed, observation)
+        best = router.best(state.held, values, allowed, observation)
         choice = jnp.where(begins | goes_on, forced, best)
         held = router.hold(observation, choice)
         enough = state.order.rank < jnp.sum(allowed)

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 from agent.architectures import Architecture
 from agent.architectures.architecture import Features, Params
 from sim.observation import Array, Observation, idle
+from sim.policy import Basis
 from sim.ticks import TICKS_PER_S, to_ticks
 from sim.types import Cluster
 
@@ -39,6 +40,11 @@ class Decision(NamedTuple):
 @partial(jax.jit, static_argnums=0)  # compiled once for all routers of an architecture
 def _values(network: nn.Module, params: Params, features: Features) -> Float32[Array, " A"]:
     return network.apply(params, features)
+
+
+def unsound(name: str) -> FloatingPointError:
+    """What a router raises rather than make a choice by values that are not numbers."""
+    return FloatingPointError(f"{name} valued a choice as NaN: no choice can be made")
 
 
 class Holder(ABC, Generic[S]):
@@ -95,9 +101,21 @@ class Learned(Holder[Held]):
         return now_ticks >= state.until
 
     def renew(self, state: Held, observation: Observation) -> Held:
-        """The choice of the highest value."""
+        """The choice of the highest value; errors as `weigh`."""
+        return self.weigh(state, observation)[0]
+
+    def weigh(self, state: Held, observation: Observation) -> tuple[Held, Basis]:
+        """The choice of the highest value, and the values.
+
+        Raises:
+            FloatingPointError: if a value is NaN; not where it is traced.
+        """
         features, allowed = self.look(state, observation)
-        return self.hold(observation, self.best(state, features, allowed, observation))
+        values = observation.xp.asarray(self.values(features))
+        if observation.xp is np and np.isnan(values).any():
+            raise unsound(self.name)
+        held = self.hold(observation, self.best(state, values, allowed, observation))
+        return held, Basis(held.choice, values)
 
     def act(self, state: Held, observation: Observation) -> Int[Array, ""]:
         """As the architecture says."""
@@ -111,7 +129,7 @@ class Learned(Holder[Held]):
     def best(
         self,
         state: Held,
-        features: Features,
+        values: Float32[Array, " A"],
         allowed: Bool[Array, " A"],
         observation: Observation,
     ) -> Int[Array, ""]:
@@ -120,7 +138,6 @@ class Learned(Holder[Held]):
         A lead of `hysteresis` is given to the choice in force, here and not in what is learned.
         """
         xp = observation.xp
-        values = xp.asarray(self.values(features))
         in_force = (xp.arange(len(values)) == state.choice) & (state.until > 0)
         lead = xp.asarray(self.architecture.hysteresis * in_force, dtype=values.dtype)
         return xp.argmax(xp.where(allowed, values + lead, -xp.inf))
@@ -201,7 +218,8 @@ class Explorer(Holder[Trail]):
         begins = (draw < chance) & ~goes_on  # and if so, draw / chance is uniform in its turn
         share = jnp.where(begins, draw / chance, 0.0)
         stray = jnp.argmax(jnp.cumsum(allowed) > share * jnp.sum(allowed))
-        choice = jnp.where(begins, stray, router.best(state.held, features, allowed, observation))
+        best = router.best(state.held, router.values(features), allowed, observation)
+        choice = jnp.where(begins, stray, best)
         choice = jnp.where(goes_on, state.held.choice, choice)
         until = observation.now_ticks + self._stray_ticks
         stray_until = jnp.where(begins, until, state.stray_until)

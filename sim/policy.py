@@ -1,9 +1,9 @@
 """The one protocol of everything that routes: baselines, learned routers, the live gateway."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 
 from sim.config import build
 from sim.observation import Array, Observation
@@ -68,6 +68,25 @@ class HoldingPolicy(Policy, Protocol):
 
     def act(self, state: State, observation: Observation) -> Int[Array, ""]:
         """The action for the observed request under the choice in force, an int32 scalar."""
+
+
+class Basis(NamedTuple):
+    """What a choice rests on."""
+
+    choice: Int[Array, ""]
+    values: Float32[Array, " A"]  # of each choice there is
+
+
+@runtime_checkable
+class ValuingPolicy(HoldingPolicy, Protocol):
+    """A policy that can tell what its choices rest on, for a gateway to log."""
+
+    def weigh(self, state: State, observation: Observation) -> tuple[State, Basis]:
+        """As `renew`, and what the new choice rests on.
+
+        Raises:
+            FloatingPointError: if a value is NaN; not where it is traced.
+        """
 
 
 @runtime_checkable
