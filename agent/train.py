@@ -1,11 +1,9 @@
 """The command that trains a router: `python -m agent.train`."""
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import hydra
 import jax
@@ -29,26 +27,6 @@ from sim.traces import TraceError
 from sim.workload import WorkloadError
 
 Metrics = dict[str, Float32[np.ndarray, " S"]]
-ENDS = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM came; a second one ends the process as it does by default."""
-    asked = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        for end, handler in before.items():
-            signal.signal(end, handler)
-
-    before = {end: signal.signal(end, note) for end in ENDS}
-    try:
-        yield lambda: asked
-    finally:
-        for end, handler in before.items():
-            signal.signal(end, handler)
 
 
 class Scalars:
@@ -81,7 +59,7 @@ def go(trainer: Trainer, console: Console) -> None:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[told]}left"), TimeRemainingColumn(), console=console,
     )  # fmt: skip
-    with asked_to_stop() as stop, ExitStack() as stack:
+    with command.asked_to_stop() as stop, ExitStack() as stack:
         scalars = Scalars(trainer, stack)
         stack.enter_context(progress)
         bar = progress.add_task(

@@ -2,13 +2,17 @@
 
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
+from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
 
 _ASSIGNMENT = re.compile(r"(?P<key>[A-Za-z_]\w*(\.[\w.-]+)?)=")
+_ENDS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -26,6 +30,25 @@ def line(module: str) -> str:
     """The command that is running, as a user would type it."""
     overrides = HydraConfig.get().overrides.task
     return shlex.join(["python", "-m", module, *(text.removeprefix("++") for text in overrides)])
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM came; a second one ends the process as it does by default."""
+    asked = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        for end, handler in before.items():
+            signal.signal(end, handler)
+
+    before = {end: signal.signal(end, note) for end in _ENDS}
+    try:
+        yield lambda: asked
+    finally:
+        for end, handler in before.items():
+            signal.signal(end, handler)
 
 
 def _let_pass(argument: str) -> str:
