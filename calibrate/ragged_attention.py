@@ -6,9 +6,11 @@ what it holds, as in the kernels of production engines, so that a step costs wha
 `docs/simulation.md` says. It is registered with transformers as `paged|ragged`.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.generation.continuous_batching import PagedAttentionCache
@@ -74,7 +76,7 @@ def ragged_attention(
     if groups > 1:
         keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        packed = varlen_attn(
+        packed = _packed_attention()(
             query[0].transpose(0, 1).contiguous(),
             keys.contiguous(),
             values.contiguous(),
@@ -87,6 +89,14 @@ def ragged_attention(
         )
         return packed.unsqueeze(0), None
     return _one_by_one(query, keys, values, cu_seq_lens_q, cu_seq_lens_k, scaling), None
+
+
+@cache
+def _packed_attention() -> Callable[..., Tensor]:
+    """PyTorch's kernel for packed sequences; it takes seconds to import and needs a GPU."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn  # type: ignore[no-any-return]
 
 
 def _one_by_one(

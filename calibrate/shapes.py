@@ -6,7 +6,6 @@ from itertools import product
 
 import numpy as np
 from pydantic import Field
-from scipy.stats import qmc
 
 from calibrate.step import Counts, Piece, counts
 from sim.config import Spec
@@ -92,6 +91,8 @@ def _regular(grid: GridSpec) -> Iterator[Shape]:
 
 def _random(grid: GridSpec, limits: Limits, seed: int) -> Iterator[Shape]:
     """Mixed steps with unlike contexts: batch, mean context, chunks, their tokens, tokens done."""
+    from scipy.stats import qmc  # slow, and engines that serve draw no shapes
+
     power = max(grid.random - 1, 0).bit_length()
     draws = qmc.Sobol(5, seed=seed).random_base2(power)[: grid.random]
     rng = np.random.default_rng(seed)

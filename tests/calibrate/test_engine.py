@@ -87,6 +87,41 @@ def test_a_cancelled_request_frees_its_place_and_its_cache(engine: Engine) -> No
     assert not engine.has_requests
 
 
+def test_a_step_that_is_formed_says_who_is_admitted_and_who_starts_anew(tmp_path: Path) -> None:
+    engine = make_engine(write_config(tmp_path, "model"), kv_tokens=160)
+    for i, prompt in enumerate(prompts(8, 40, seed=3)):
+        engine.submit(str(i), prompt, 40)
+    inside: set[str] = set()
+    came: list[str] = []
+    resets = 0
+    while (formed := engine.form()) is not None:
+        inside.difference_update(formed.reset)
+        inside.update(formed.admitted)
+        came.extend(formed.admitted)
+        resets += len(formed.reset)
+        assert inside == set(engine.scheduler.active_requests)
+        assert engine.blocks_used > 0
+        inside.difference_update(engine.run(formed).finished)
+    assert resets > 0
+    assert len(came) == 8 + resets
+    assert engine.blocks_used == 0
+
+
+def test_who_waits_is_admitted_where_all_that_ran_were_cancelled_after_a_reset(
+    tmp_path: Path,
+) -> None:
+    engine = make_engine(write_config(tmp_path, "model"), kv_tokens=160)
+    for i, prompt in enumerate(prompts(8, 40, seed=3)):
+        engine.submit(str(i), prompt, 40)
+    while not (formed := engine.form()).reset:
+        engine.run(formed)
+    engine.run(formed)
+    for name in [*engine.scheduler.active_requests]:
+        engine.cancel(name)
+    assert engine.has_requests
+    assert drained(engine)
+
+
 @pytest.mark.parametrize(
     ("prompt", "most"), [([], 4), ([5], 0), ([5] * 200, 57)], ids=["empty", "no token", "long"]
 )
@@ -95,6 +130,12 @@ def test_a_request_that_can_never_be_served_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match="together at most 256"):
         engine.submit("a", prompt, most)
+
+
+@pytest.mark.parametrize("prompt", [[5, 128], [-1, 5]])
+def test_tokens_that_the_model_does_not_know_are_refused(engine: Engine, prompt: list[int]) -> None:
+    with pytest.raises(ValueError, match="below 128"):
+        engine.submit("a", prompt, 4)
 
 
 def test_an_id_in_use_is_refused(engine: Engine) -> None:
