@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from jax.errors import JAXTypeError
+
 from agent.checkpoint import Trained
+from agent.compiled import Compiled
 from live.backend import Backend, Events
 from live.decider import Decider
 from live.deployment import Plan
@@ -129,7 +132,11 @@ def make_decider(plan: Plan, node: Mapping[str, object], key: str, limit: TimeLi
         ConfigError: if it cannot be had, or cannot serve the cluster.
     """
     policy, version = load_policy(node, key)
-    return Decider(policy, version, plan.cluster, limit, plan.spec.policy.strict)
+    try:
+        return Decider(Compiled(policy), version, plan.cluster, limit, plan.spec.policy.strict)
+    except JAXTypeError as error:
+        allowed = f"must be written in the arrays of `observation.xp` alone ({error})"
+        raise ConfigError(key, policy.name, allowed.splitlines()[0]) from error
 
 
 def load_policy(node: Mapping[str, object], key: str) -> tuple[Policy, str]:
