@@ -106,14 +106,20 @@ class ByteStream:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._begun = False  # whether a character lacks bytes
 
     def add(self, token: int) -> str:
         """The text that this token completes."""
         byte = token - SPECIAL_TOKENS
         if 0 <= byte < 256:
-            return self._decoder.decode(bytes((byte,)))
-        begun = self._decoder.decode(b"", final=True)
-        return begun if byte < 0 else begun + LETTERS[byte % len(LETTERS)]
+            text = self._decoder.decode(bytes((byte,)))
+            self._begun = bool(self._decoder.getstate()[0])
+            return text
+        letter = "" if byte < 0 else LETTERS[byte % len(LETTERS)]
+        if not self._begun:
+            return letter
+        self._begun = False
+        return self._decoder.decode(b"", final=True) + letter
 
 
 class FastTokenizer:

@@ -84,7 +84,7 @@ def test_models_of_random_weights_have_bytes(tmp_path: Path) -> None:
     assert load_tokenizer("bytes").name == "bytes"
     config = tmp_path / "tiny.json"
     config.write_text(json.dumps({"vocab_size": 128}))
-    with pytest.raises(ConfigError, match="tiny.json = 128: ≥ 260"):
+    with pytest.raises(ConfigError, match=r"tiny\.json = 128: ≥ 260"):
         load_tokenizer(str(config))
 
 
