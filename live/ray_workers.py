@@ -21,7 +21,7 @@ from live.worker_process import Load, load, serve
 from sim.config import ConfigError, Spec
 
 GREETING_S = 5.0  # for a stranger to prove who it is
-GONE_S = 10.0  # for Ray to tell how an actor ended
+GONE_S = 3.0  # for Ray to tell how an actor ended
 ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a lost machine is noticed
 
 
@@ -86,6 +86,7 @@ class LaunchActor:
             actor = ray.remote(RayWorker).options(**options).remote()
             done = actor.serve.remote(host, port, key, spec, self._load)
             served = asyncio.wrap_future(done.future())
+            served.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             accepting = loop.create_task(_accept(server, key))
             try:
                 await asyncio.wait([served, accepting], return_when=asyncio.FIRST_COMPLETED)

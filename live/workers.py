@@ -175,8 +175,8 @@ class Workers:
             reason = self._refusal = str(error)
         except TimeoutError:
             reason = f"not started within {self._patience.start_s} s"
-        except OSError as error:
-            reason = f"not started: {error}"
+        except Exception as error:  # whatever starts workers: the next start may succeed
+            reason = f"not started: {type(error).__name__}: {error}"
         finally:
             up_s = 0.0 if self._ready_s is None else perf_counter() - self._ready_s
             if link is not None:
