@@ -179,7 +179,7 @@ def lost(error: Exception) -> str:
             return "cannot be reached"
         case aiohttp.ClientPayloadError():
             return "closed the connection in the midst of its answer"
-        case aiohttp.ServerDisconnectedError() | ConnectionError():
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             return "closed the connection"
         case TimeoutError():
             return "does not answer"

@@ -17,19 +17,19 @@ from live.scrape import Scraped
 from live.server_spec import ServerSpec
 from live.servers import ServerBackend
 from tests.live.emulated_server import Emulated, Server, serving
+from tests.live.fault_proxy import FaultProxy, proxying
 from tests.live.heard import Heard, started
 
-QUICK: dict[str, Any] = {
-    "breaker": {"failures": 2, "first_probe_s": 0.02, "longest_probe_s": 0.1, "answer_s": 1.0},
-    "timeouts": {"connect_s": 1.0, "first_byte_s": 0.3, "between_s": 0.3},
-}
+QUICK_SERVER = Emulated(ttft_s=0.002, tpot_s=0.001)
+BREAKER = {"failures": 2, "first_probe_s": 0.02, "longest_probe_s": 0.1, "answer_s": 10.0}
+PATIENT = {"connect_s": 10.0, "first_byte_s": 10.0, "between_s": 10.0}
+IMPATIENT = {"connect_s": 10.0, "first_byte_s": 0.3, "between_s": 0.3}
 
 
 def settings(port: int, **changes: Any) -> ServerSpec:
-    """A server on this machine, impatiently."""
-    return ServerSpec(
-        **{"name": "far", "url": f"http://127.0.0.1:{port}", "model": "small", **QUICK, **changes}
-    )
+    """A server on this machine."""
+    fixed = {"name": "far", "url": f"http://127.0.0.1:{port}", "model": "small"}
+    return ServerSpec(**{"breaker": BREAKER, "timeouts": PATIENT, **fixed, **changes})
 
 
 @asynccontextmanager
@@ -52,6 +52,22 @@ async def rig(
     async with serving(server) as port:
         async with in_front(port, **changes) as (backend, heard):
             yield server, backend, heard
+        await idle(server)
+
+
+@asynccontextmanager
+async def between(
+    keep_alive: bool = False, **changes: Any
+) -> AsyncIterator[tuple[Server, FaultProxy, ServerBackend, Heard]]:
+    """A server, a proxy and a backend; in the end there is no connection, and no request."""
+    server = Server(QUICK_SERVER)
+    async with serving(server) as port:
+        async with proxying(port, keep_alive) as proxy:
+            async with in_front(proxy.port, **changes) as (backend, heard):
+                yield server, proxy, backend, heard
+            async with asyncio.timeout(5):
+                while proxy.open:
+                    await asyncio.sleep(0.002)
         await idle(server)
 
 

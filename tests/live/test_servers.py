@@ -1,22 +1,18 @@
 """A server by URL runs jobs as any backend does."""
 
 import asyncio
-import logging
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from aiohttp import web
 
 from live.backend import Backend
 from live.prompt_length import PromptLength
-from sim.config import ConfigError, SpecError, check
 from tests.live.emulated_server import Emulated, Server, serving
 from tests.live.heard import Heard, job
 from tests.live.rig import idle, in_front, page, rig, settings
 
 # isort: split
-from live.server_spec import ServerSpec
 from live.servers import ServerBackend
 
 SLOW = Emulated(ttft_s=0.01, tpot_s=0.02)
@@ -92,25 +88,6 @@ def test_a_request_that_says_no_length_gets_the_one_that_is_counted_on() -> None
     asyncio.run(play())
 
 
-def test_many_jobs_share_a_few_connections() -> None:
-    async def play() -> None:
-        async with rig(Emulated(ttft_s=0.001, tpot_s=0.001)) as (_, backend, heard):
-            jobs = [job(1 + number % 7, number % 2 == 0) for number in range(60)]
-            for asked in jobs[:30]:
-                backend.submit(asked)
-            for asked in jobs[:30]:
-                await heard.end(asked)
-            for asked in jobs[30:]:
-                backend.submit(asked)
-                await heard.end(asked)
-            assert heard.counts() == {"length": 60}
-            assert [heard.tokens(asked) for asked in jobs] == [1 + n % 7 for n in range(60)]
-            assert backend._session.connector is not None
-            assert len(backend._session.connector._conns) == 1
-
-    asyncio.run(play())
-
-
 def test_a_request_at_fault_is_refused_in_the_servers_words() -> None:
     async def play() -> None:
         async with rig() as (_, backend, heard):
@@ -160,7 +137,7 @@ def test_a_job_that_waits_at_the_server_can_be_cancelled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first_s", "finish_s", "tokens"), [(0.005, None, 0), (None, 0.08, 1), (1, 0.08, 1), (-1, 9, 0)]
+    ("first_s", "finish_s", "tokens"), [(0.005, None, 0), (None, 0.3, 1), (9, 0.3, 1), (-1, 9, 0)]
 )
 def test_a_job_that_can_earn_nothing_any_more_is_given_up(
     first_s: float | None, finish_s: float | None, tokens: int
@@ -178,92 +155,11 @@ def test_a_job_that_can_earn_nothing_any_more_is_given_up(
 def test_bounds_that_are_kept_end_nothing() -> None:
     async def play() -> None:
         async with rig(SLOW) as (_, backend, heard):
-            asked = job(5, first_s=0.06, finish_s=2)
+            asked = job(30, first_s=0.4, finish_s=30)
             backend.submit(asked)
             assert await heard.end(asked) == "length"
 
     asyncio.run(play())
-
-
-def test_the_model_must_be_at_the_server() -> None:
-    async def play() -> None:
-        async with rig(served_model="emulated"):
-            pass
-        with pytest.raises(ConfigError, match=r"far.served_model = 'other'.* has: emulated"):
-            async with rig(served_model="other"):
-                pass
-
-    asyncio.run(play())
-
-
-@pytest.mark.parametrize(
-    ("said", "told"),
-    [
-        (web.json_response({"data": [{"id": "a"}, {"id": "b"}]}), "far.served_model.*a, b"),
-        (web.Response(text="<html>hello"), "far.url.*must list its models.*hello"),
-        (web.Response(status=404), "far.url.*no such page"),
-    ],
-)
-def test_what_is_wrong_from_the_beginning_is_said_at_once(said: web.Response, told: str) -> None:
-    async def answer(request: web.Request) -> web.Response:
-        return said
-
-    async def play() -> None:
-        app = web.Application()
-        app.router.add_get("/v1/models", answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        try:
-            with pytest.raises(ConfigError, match=told):
-                async with in_front(int(runner.addresses[0][1])):
-                    pass
-        finally:
-            await runner.cleanup()
-
-    asyncio.run(play())
-
-
-def test_a_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def play() -> None:
-        async with rig(Emulated(key="s3cret"), api_key_env="FAR_KEY") as (_, backend, heard):
-            asked = job(2)
-            backend.submit(asked)
-            assert await heard.end(asked) == "length"
-        with pytest.raises(ConfigError, match=r"far\.url.*needs a key") as caught:
-            async with rig(Emulated(key="other"), api_key_env="FAR_KEY"):
-                pass
-        assert "s3cret" not in str(caught.value)
-
-        async def tell(request: web.Request) -> web.Response:
-            status = 400 if b"refuse" in await request.read() else 503
-            return web.Response(status=status, text=f"not {request.headers['Authorization']}")
-
-        async with page(tell) as port, in_front(port, api_key_env="FAR_KEY") as (backend, heard):
-            for asked in (job(2), job(3, user="refuse"), job(4)):
-                backend.submit(asked)
-                await heard.end(asked)
-                assert "not Bearer" in heard.told[asked.id]
-                assert "s3cret" not in heard.told[asked.id]
-            await heard.until(lambda: bool(heard.downs) or len(heard.ends) == 3)
-            assert "s3cret" not in str(heard.downs)
-
-    monkeypatch.setenv("FAR_KEY", "s3cret")
-    asyncio.run(play())
-
-
-def test_settings_that_cannot_be_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("NO_KEY", raising=False)
-    with pytest.raises(ConfigError, match=r"far.api_key_env = 'NO_KEY'"):
-        ServerBackend(settings(1, api_key_env="NO_KEY"), PromptLength())
-    good = {"name": "far", "model": "small"}
-    for url in ("ftp://a", "http://", "http://u:p@host", "http://host?x=1"):
-        with pytest.raises(SpecError, match="url"):
-            check(ServerSpec, {**good, "url": url}, "backend")
-    breaker = {"first_probe_s": 2, "longest_probe_s": 1}
-    with pytest.raises(SpecError, match="longest_probe_s"):
-        check(ServerSpec, {**good, "url": "http://a", "breaker": breaker}, "backend")
-    assert settings(1, url="https://host:8/base/v1/").url == "https://host:8/base"
 
 
 def test_a_full_server_is_not_taken_for_a_broken_one() -> None:
@@ -332,7 +228,7 @@ def test_stopping_lets_jobs_finish_for_a_while() -> None:
             short, long, late = job(2), job(1000), job(2)
             backend.submit(short)
             backend.submit(long)
-            stopping = asyncio.create_task(backend.stop(drain_s=0.3))
+            stopping = asyncio.create_task(backend.stop(drain_s=0.6))
             await asyncio.sleep(0)
             backend.submit(late)
             await stopping
@@ -356,65 +252,6 @@ def test_prompts_are_learned_from_what_the_server_says() -> None:
             assert backend._prompt_length.count == 1
 
     asyncio.run(play())
-
-
-def test_metrics_are_read_at_a_period(caplog: pytest.LogCaptureFixture) -> None:
-    seen: list[Any] = []
-
-    async def play() -> None:
-        async with rig(
-            Emulated(slots=1, tpot_s=0.02, max_context=100),
-            scrape_s=0.01, scraped=lambda replica, scraped: seen.append((replica, scraped)),
-        ) as (_, backend, _heard):  # fmt: skip
-            jobs = [job(50), job(50), job(50)]
-            for asked in jobs:
-                backend.submit(asked)
-            async with asyncio.timeout(5):
-                while not any((s.running, s.waiting) == (1, 2) for _, s in seen):
-                    await asyncio.sleep(0.005)
-            for asked in jobs:
-                backend.cancel(asked.id)
-
-    asyncio.run(play())
-    assert {replica for replica, _ in seen} == {"far/small"}
-    assert all(0 <= scraped.kv_usage <= 1 for _, scraped in seen)
-    assert any(scraped.kv_usage > 0 for _, scraped in seen)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("page_text", "status", "told"),
-    [
-        ("vllm:num_requests_running 3\n", 200, "lack vllm:num_requests_waiting, vllm:kv_cache"),
-        ("", 404, "answered 404"),
-        ("vllm:num_requests_running {three\n", 200, "metrics"),
-    ],
-)
-def test_metrics_that_are_missing_are_told_of_once(
-    page_text: str, status: int, told: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    looks, seen = [], []
-
-    async def answer(request: web.Request) -> web.Response:
-        looks.append(1)
-        return web.Response(text=page_text, status=status)
-
-    async def play() -> None:
-        async with (
-            page(answer, "/metrics") as port,
-            in_front(port, lambda _, scraped: seen.append(scraped), scrape_s=0.01) as (_, heard),
-        ):
-            async with asyncio.timeout(5):
-                while len(looks) < 5:
-                    await asyncio.sleep(0.005)
-            assert not heard.downs
-
-    with caplog.at_level(logging.WARNING, logger="live"):
-        asyncio.run(play())
-    (record,) = caplog.records
-    assert "metrics of far/small" in record.getMessage()
-    assert told in record.getMessage()
-    assert bool(seen) == page_text.endswith("3\n")
 
 
 def test_it_is_a_backend() -> None:
