@@ -14,9 +14,11 @@ from tests.live.emulated_server import Emulated, Server, serving
 
 @asynccontextmanager
 async def client(emulated: Emulated) -> AsyncIterator[aiohttp.ClientSession]:
-    async with serving(Server(emulated)) as port:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
-            yield session
+    async with (
+        serving(Server(emulated)) as port,
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
+    ):
+        yield session
 
 
 async def metric(session: aiohttp.ClientSession, name: str) -> float:
@@ -98,9 +100,11 @@ def test_who_goes_away_frees_a_slot_at_once() -> None:
 )  # fmt: skip
 def test_requests_at_fault_are_refused(changed: dict[str, Any], status: int) -> None:
     async def play() -> None:
-        async with client(Emulated()) as session:
-            async with session.post("/v1/chat/completions", json=body() | changed) as response:
-                assert response.status == status
-                assert (await response.json())["error"]["code"] == status
+        async with (
+            client(Emulated()) as session,
+            session.post("/v1/chat/completions", json=body() | changed) as response,
+        ):
+            assert response.status == status
+            assert (await response.json())["error"]["code"] == status
 
     asyncio.run(play())
