@@ -28,7 +28,13 @@ from tests.systems import make_cluster
 
 MODELS = ("m0", "m1")
 PATIENCE_S = 5.0
-LIMITS = LimitsSpec(body_bytes=65_536, body_s=0.5, idle_s=0.5, max_tokens=16)
+LIMITS = LimitsSpec(
+    body_bytes=65_536, body_s=0.5, idle_s=0.5, inflight=4096, attempts=3, max_tokens=16
+)
+HTTP = HttpSpec(
+    host="127.0.0.1", port=0, api_keys_env=None, admin_key_env=None, tls_certificate=None,
+    tls_key=None,
+)  # fmt: skip
 NEVER_LATE = UtilitySpec(kind="hard", e2e=BoundSpec(base_s=60))
 
 
@@ -142,7 +148,7 @@ class Front:
 
 
 def make_front(
-    plans: Mapping[str, Plan], policy: Rule, limits: LimitsSpec, queue: int, attempts: int,
+    plans: Mapping[str, Plan], policy: Rule, limits: LimitsSpec, queue: int,
     **settings: Any,
 ) -> Front:  # fmt: skip
     """A gateway of two models on each of as many devices as there are plans."""
@@ -159,7 +165,7 @@ def make_front(
         Decider(policy, f"{policy.name}-1", cluster, TimeLimit(1.0)),
         shadow=None,
     )
-    dispatcher = Dispatcher(fleet, Limits(attempts, limits.inflight), notes, seed=0)
+    dispatcher = Dispatcher(fleet, Limits(limits.attempts, limits.inflight), notes, seed=0)
     terms = Terms(
         models=MODELS, tasks=("chat", "code"), default_task="chat",
         deadlines={"chat": NEVER_LATE, "code": NEVER_LATE}, max_context=2048, limits=limits,
@@ -180,13 +186,13 @@ def make_front(
 @contextmanager
 def serving(
     plans: Mapping[str, Plan] | None = None, policy: Rule | None = None,
-    limits: LimitsSpec = LIMITS, http: HttpSpec | None = None, keys: Sequence[str] = (),
-    admin_keys: Sequence[str] = (), drain_s: float = 5.0, queue: int = 100, attempts: int = 3,
+    limits: LimitsSpec = LIMITS, http: HttpSpec = HTTP, keys: Sequence[str] = (),
+    admin_keys: Sequence[str] = (), drain_s: float = 5.0, queue: int = 100,
     send_bytes: int | None = None, **settings: Any,
 ) -> Iterator[Front]:  # fmt: skip
     """A gateway at work; `settings` are parts of the `Gateway`."""
     front = make_front(
-        plans or {"a": Plan(), "b": Plan()}, policy or First(), limits, queue, attempts, **settings
+        plans or {"a": Plan(), "b": Plan()}, policy or First(), limits, queue, **settings
     )
 
     @asynccontextmanager
@@ -198,7 +204,7 @@ def serving(
             await backend.stop(0)
 
     app = make_app(front.gateway, Keys(keys), Keys(admin_keys), lifespan)
-    server = make_server(app, http or HttpSpec(), limits, drain_s)
+    server = make_server(app, http, limits, drain_s)
     listener = socket.create_server(("127.0.0.1", 0))
     if send_bytes is not None:  # that the operating system keeps for a client that does not read
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_bytes)

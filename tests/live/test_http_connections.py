@@ -15,9 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from live.deployment import HttpSpec
 from tests.live.fake_backend import Plan
-from tests.live.front import LIMITS, Front, serving
+from tests.live.front import HTTP, LIMITS, Front, serving
 
 CHAT: dict[str, Any] = {
     "model": "m0", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2,
@@ -260,13 +259,10 @@ def test_tls_is_served_from_files(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = [*CERTIFY.split(), "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
-    http = HttpSpec(port=0, tls_certificate=str(certificate), tls_key=str(key))
+    files = {"tls_certificate": str(certificate), "tls_key": str(key)}
+    http = HTTP.model_copy(update=files)
     trust = ssl.create_default_context(cafile=str(certificate))
     with serving(http=http) as front, httpx.Client(verify=trust) as client:
         assert client.get(f"https://localhost:{front.port}/health").status_code == 200
         with pytest.raises(httpx.RemoteProtocolError):
             front.get("/health")
-
-
-def test_the_gateway_listens_on_the_loopback_alone_by_default() -> None:
-    assert HttpSpec().host == "127.0.0.1"

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from tests.live.fake_backend import Plan
-from tests.live.front import Front, serving
+from tests.live.front import LIMITS, Front, serving
 
 CHAT: dict[str, Any] = {
     "model": "m0", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4,
@@ -69,8 +69,8 @@ def test_a_stream_that_has_begun_is_not_tried_again_and_ends_with_an_error() -> 
 
 
 def test_where_every_replica_fails_the_client_is_told() -> None:
-    failing = Plan(fails_after=0)
-    with serving({"a": failing, "b": failing, "c": failing}, attempts=2) as front:
+    failing, limits = Plan(fails_after=0), LIMITS.model_copy(update={"attempts": 2})
+    with serving({"a": failing, "b": failing, "c": failing}, limits=limits) as front:
         with pytest.raises(openai.InternalServerError) as caught:
             text_of(front, stream=True)
         assert caught.value.status_code == 502
