@@ -28,11 +28,11 @@ def log(tmp_path_factory):
     at = LoggedStage(learned_plan(), path)
     at.play(REQUESTS)
     at.play(1, model="opt-1.3b")
-    values = at.log._decider._policy.values
-    at.log._decider._policy.values = lambda features: 1 / 0
+    policy = at.log._decider._policy
+    policy.decide = lambda state, observation: 1 / 0
     at.now_s += 1.0  # past the hold: it is asked
     at.play(1)
-    at.log._decider._policy.values = values
+    del policy.decide
     at.log.close()
     return path
 
