@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 from sim.config import ConfigError, Spec
 
 TRIES = 50  # draws for each prompt that is wanted, before a task counts as exhausted
-ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-Count = Annotated[int, Field(ge=1, le=200)]
+Count = Annotated[int, Field(ge=1, le=100)]
 
 
 class Example(Spec):
@@ -35,23 +34,23 @@ class Task(Protocol):
 
 
 class Sort(Spec):
-    """Put letters in alphabetical order: `sort: banana =` is answered by `aaabnn`."""
+    """Put numbers of two digits in order: `sort: 47 12 93 =` is answered by `12 47 93`."""
 
     name: Literal["sort"] = "sort"
-    letters: tuple[Count, Count]  # the fewest and the most; all numbers between are as likely
+    numbers: tuple[Count, Count]  # the fewest and the most; all counts between are as likely
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.letters[0] > self.letters[1]:
-            raise ValueError("the fewest letters come first")
+        if self.numbers[0] > self.numbers[1]:
+            raise ValueError("the fewest numbers come first")
         return self
 
     def draw(self, rng: np.random.Generator) -> Example:
-        """Letters drawn evenly, with repetition."""
-        fewest, most = self.letters
-        letters = [ALPHABET[i] for i in rng.integers(0, 26, rng.integers(fewest, most + 1))]
-        prompt = f"sort: {''.join(letters)} ="
-        return Example(task=self.name, prompt=prompt, answer="".join(sorted(letters)))
+        """Numbers drawn evenly, with repetition."""
+        fewest, most = self.numbers
+        numbers = [f"{n:02}" for n in rng.integers(0, 100, rng.integers(fewest, most + 1))]
+        prompt = f"sort: {' '.join(numbers)} ="
+        return Example(task=self.name, prompt=prompt, answer=" ".join(sorted(numbers)))
 
 
 class Add(Spec):

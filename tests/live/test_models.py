@@ -41,7 +41,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 def settings(out: Path, *overrides: str) -> list[str]:
     return [
         *TINY, "training.steps=4", "training.batch=4", "training.save_every=2", "test=10",
-        "sort.letters=[4,6]", "add.digits=4", "threads=1", f"out={out}", *overrides,
+        "sort.numbers=[3,4]", "add.digits=4", "threads=1", f"out={out}", *overrides,
     ]  # fmt: skip
 
 
@@ -52,13 +52,14 @@ def make_spec(out: Path, *overrides: str) -> ModelsSpec:
 
 
 @given(SEEDS, st.integers(1, 12), st.integers(0, 12))
-def test_sorted_letters_are_those_of_the_prompt_in_order(seed, fewest, more):
-    task = Sort(letters=(fewest, fewest + more))
+def test_sorted_numbers_are_those_of_the_prompt_in_order(seed, fewest, more):
+    task = Sort(numbers=(fewest, fewest + more))
     for example in generate(task, np.random.default_rng(seed), 3):
-        letters = example.prompt.removeprefix("sort: ").removesuffix(" =")
-        assert fewest <= len(letters) <= fewest + more
-        assert Counter(example.answer) == Counter(letters)
-        assert all(a <= b for a, b in pairwise(example.answer))
+        numbers = example.prompt.removeprefix("sort: ").removesuffix(" =").split(" ")
+        answer = example.answer.split(" ")
+        assert fewest <= len(numbers) <= fewest + more
+        assert Counter(answer) == Counter(numbers)
+        assert all(int(a) <= int(b) for a, b in pairwise(answer))
 
 
 @given(SEEDS, st.integers(2, 18))
@@ -76,21 +77,20 @@ def test_a_sum_is_right_digit_by_digit(seed, digits):
 @given(SEEDS)
 def test_the_same_seed_asks_the_same(seed):
     def drawn(seed):
-        return generate(Sort(letters=(3, 5)), np.random.default_rng(seed), 4)
+        return generate(Sort(numbers=(3, 5)), np.random.default_rng(seed), 4)
 
     assert drawn(seed) == drawn(seed)
     assert drawn(seed) != drawn(seed + 1)
 
 
 def test_no_prompt_is_drawn_twice_nor_one_that_is_held_out():
-    task = Sort(letters=(1, 1))
-    first = generate(task, np.random.default_rng(0), 20)
-    held_out = {example.prompt for example in first}
-    assert len(held_out) == 20
-    rest = generate(task, np.random.default_rng(0), 6, held_out)
+    task = Sort(numbers=(1, 1))  # a hundred prompts
+    held_out = {example.prompt for example in generate(task, np.random.default_rng(0), 90)}
+    assert len(held_out) == 90
+    rest = generate(task, np.random.default_rng(0), 8, held_out)
     assert not held_out & {example.prompt for example in rest}
-    with pytest.raises(ConfigError, match="too few prompts: found 6 of 7"):
-        generate(task, np.random.default_rng(0), 7, held_out)
+    with pytest.raises(ConfigError, match="too few prompts: found 10 of 11"):
+        generate(task, np.random.default_rng(0), 11, held_out)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_training_with_other_settings_is_not_gone_on_with(made, tmp_path):
 
 def test_a_model_learns_to_answer_what_it_was_never_shown(tmp_path):
     spec = make_spec(
-        tmp_path, "sort.letters=[3,3]", "training.steps=300", "training.batch=32",
+        tmp_path, "sort.numbers=[2,2]", "training.steps=300", "training.batch=32",
         "training.learning_rate=0.01",
     )  # fmt: skip
     examples = draw_examples(spec)
@@ -275,7 +275,7 @@ def test_help_says_what_can_be_set():
     [
         ("models.small.layers=9", "models = .*small to large, got layers"),
         ("models.small.heads=3", "models.small = .*width 16 must be a multiple of heads 3"),
-        ("sort.letters=[6,4]", "sort = .*the fewest letters come first"),
+        ("sort.numbers=[6,4]", "sort = .*the fewest numbers come first"),
         ("add.digits=40", "add.digits = 40"),
         ("training.batch=3", "training.batch = 3"),
         ("++training.epochs=3", "training.epochs = 3: unknown key; allowed: batch"),
@@ -289,7 +289,7 @@ def test_what_cannot_be_is_refused_by_key_and_value(tmp_path, override, refusal)
 
 def test_too_few_prompts_are_refused_before_any_training(tmp_path):
     with pytest.raises(ConfigError, match=r"sort = .*too few prompts"):
-        program.run(make_spec(tmp_path, "sort.letters=[1,1]", "test=26"), QUIET)
+        program.run(make_spec(tmp_path, "sort.numbers=[1,1]", "test=99"), QUIET)
 
 
 def test_lm_eval_asks_the_prompts_that_are_held_out(made, tmp_path):
