@@ -6,7 +6,7 @@ from calibrate.engine_spec import EngineSpec
 from live.backend import Backend
 from live.deployment import Plan, RayWorkerSpec, WorkerSpec, source_of
 from live.device import DeviceSpec, HostedModel
-from live.launch import LaunchProcess
+from live.launch import Launch, LaunchProcess
 from live.prompt_length import PromptLength, token_counter
 from live.server_spec import ServerSpec
 from live.servers import ServerBackend
@@ -43,7 +43,17 @@ class Backends:
         assert tokenizer is not None  # as there is a worker
         device = device_spec(plan, number, spec)
         tokenizers = dict.fromkeys(device.models, tokenizer)
-        return Workers(spec.name, device, tokenizers, LaunchProcess(), spec.patience)
+        return Workers(spec.name, device, tokenizers, _launch(spec), spec.patience)
+
+
+def _launch(spec: WorkerSpec | RayWorkerSpec) -> Launch:
+    if isinstance(spec, WorkerSpec):
+        return LaunchProcess()
+    try:
+        from live.ray_workers import LaunchActor
+    except ImportError as error:
+        raise ConfigError("backends", spec.name, f"needs the extra `ray` ({error})") from error
+    return LaunchActor(spec.needs)
 
 
 def device_spec(plan: Plan, number: int, spec: WorkerSpec | RayWorkerSpec) -> DeviceSpec:

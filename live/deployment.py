@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from live.device import RayNeeds
 from live.server_spec import ServerSpec
 from live.workers import PatienceSpec
 from sim.config import ConfigError, Spec
@@ -31,15 +32,13 @@ class WorkerSpec(Spec):
 
 
 class RayWorkerSpec(Spec):
-    """The same in a Ray actor, on a node that has what it asks for."""
+    """The same in a Ray actor, on a node that has what it needs."""
 
     kind: Literal["ray"] = "ray"
     name: str = Field(min_length=1)
     device: str = "cpu"
     threads: int = Field(default=1, ge=1)
-    num_cpus: float = Field(default=1, ge=0)
-    num_gpus: float = Field(default=0, ge=0)
-    resources: dict[str, float] = Field(default_factory=dict)  # Ray's own, such as a node's name
+    needs: RayNeeds
     patience: PatienceSpec = PatienceSpec()
 
 

@@ -1,4 +1,4 @@
-"""Settings of a worker: its device, and the models that it hosts."""
+"""Settings of a worker: its device, the models that it hosts, and what it needs of Ray."""
 
 from pydantic import Field
 
@@ -21,3 +21,11 @@ class DeviceSpec(Spec):
     cores: tuple[int, ...] | None  # that the process may run on; null: all
     models: dict[str, HostedModel] = Field(min_length=1)  # by name
     drain_s: float = Field(ge=0)  # for jobs inside, when the worker itself is told to end
+
+
+class RayNeeds(Spec):
+    """What a worker asks Ray for; a node that has it is where it runs."""
+
+    num_cpus: float = Field(ge=0)
+    num_gpus: float = Field(ge=0)
+    resources: dict[str, float]  # Ray's own

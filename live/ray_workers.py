@@ -13,24 +13,15 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
 
 import ray
-from pydantic import Field
 from ray.actor import ActorHandle
 
-from live.device import DeviceSpec
+from live.device import DeviceSpec, RayNeeds
 from live.worker_process import Load, load, serve
-from sim.config import ConfigError, Spec
+from sim.config import ConfigError
 
 GREETING_S = 5.0  # for a stranger to prove who it is
 GONE_S = 3.0  # for Ray to tell how an actor ended
 ALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # a lost machine is noticed
-
-
-class RayNeeds(Spec):
-    """What a worker asks Ray for; a node that has it is where it runs."""
-
-    num_cpus: float = Field(ge=0)
-    num_gpus: float = Field(ge=0)
-    resources: dict[str, float]  # Ray's own
 
 
 class RayWorker:

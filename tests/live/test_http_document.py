@@ -13,8 +13,8 @@ from tests.live.front import Front, serving
 
 KEY = "sk-documented"
 EXCLUDED = "positive_data_acceptance"  # how much a context holds is nothing that a schema can say
-# A deadline may pass (504). A header that the document does not know is no fault; the tool thinks so
-# of numbers beside it, which it draws as texts.
+# A deadline may pass (504). A header that the document does not know is no fault; of numbers
+# beside it, which it draws as texts, the tool thinks so.
 SETTINGS = """
 [generation]
 allow-extra-parameters = false

@@ -20,8 +20,8 @@ from tests.calibrate import tiny
 
 # isort: split
 from calibrate.engine_spec import EngineSpec
-from live.device import DeviceSpec, HostedModel
-from live.ray_workers import LaunchActor, RayNeeds
+from live.device import DeviceSpec, HostedModel, RayNeeds
+from live.ray_workers import LaunchActor
 from live.tokenizer import ByteTokenizer
 from live.worker_process import Load
 from live.worker_process import load as load_engines
