@@ -45,9 +45,6 @@ class ServerSpec(Spec):
     timeouts: TimeoutsSpec = TimeoutsSpec()
     breaker: BreakerSpec = BreakerSpec()
     scrape_s: Positive | None = None  # between two looks at its metrics; null: none
-    tokenizer: str | None = (
-        None  # a folder, a tokenizer.json or a hub id; null: prompts are guessed
-    )
     continuous_usage: bool = True  # ask for counts in every piece; false where that is refused
 
     @field_validator("url")
