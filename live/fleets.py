@@ -133,7 +133,7 @@ def make_decider(plan: Plan, node: Mapping[str, object], key: str, limit: TimeLi
     """
     policy, version = load_policy(node, key)
     try:
-        return Decider(Compiled(policy), version, plan.cluster, limit, plan.spec.policy.strict)
+        return Decider(policy, version, plan.cluster, limit, plan.spec.policy.strict)
     except JAXTypeError as error:
         allowed = f"must be written in the arrays of `observation.xp` alone ({error})"
         raise ConfigError(key, policy.name, allowed.splitlines()[0]) from error
@@ -146,7 +146,12 @@ def load_policy(node: Mapping[str, object], key: str) -> tuple[Policy, str]:
         ConfigError: if it cannot be had.
     """
     policy = make_policy(node, key)
-    return policy, policy.version if isinstance(policy, Trained) else policy.name
+    return Compiled(policy), version_of(policy)
+
+
+def version_of(policy: Policy) -> str:
+    """What a policy is called in headers and logs."""
+    return policy.version if isinstance(policy, Trained) else policy.name
 
 
 def settings_of(plan: Plan, number: int) -> object:

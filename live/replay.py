@@ -21,10 +21,10 @@ from rich.table import Table
 from agent.baselines import ConservativeGreedy
 from live.decider import PINNED, ExplainingPolicy, Explanation, pinned
 from live.decision_lines import Decisions, Header, LogError, Logged, restored
-from live.fleets import load_policy
+from live.fleets import load_policy, version_of
 from sim import command
 from sim.config import ConfigError, Spec, check
-from sim.policy import SHED, Policy, State
+from sim.policy import SHED, Policy, State, make_policy
 from sim.profile import load_bundle
 from sim.types import Cluster
 
@@ -83,8 +83,11 @@ class Player:
         if logged.header is self._header:
             return False
         self._header = logged.header
-        node = logged.header.active.node if self._node is None else self._node
-        self.policy, self.version = load_policy(node, "policy")
+        if self._node is None:
+            self.policy, self.version = load_policy(logged.header.active.node, "policy")
+        else:  # not compiled: it need not run in a gateway
+            self.policy = make_policy(self._node, "policy")
+            self.version = version_of(self.policy)
         self._like = self.state = self.policy.init(logged.observation.cluster)
         return True
 

@@ -9,13 +9,15 @@ from unittest.mock import patch
 import numpy as np
 
 from live.call import Call, RefusalError
+from live.decider import Decider
 from live.decision_log import DecisionLog
 from live.deployment import Plan
 from live.dispatcher import Fleet
-from live.fleets import make_deciders
+from live.fleets import make_deciders, version_of
 from live.ledger import Ledger
 from live.limit import TimeLimit
 from live.records import Fanout
+from sim.policy import make_policy
 from tests.live.deployments import planned
 from tests.live.scripted import Stage, incoming
 from tests.systems import make_cluster
@@ -33,10 +35,25 @@ def learned_plan(*overrides: str) -> Plan:
     )  # fmt: skip
 
 
+def plain_deciders(plan: Plan, limit: TimeLimit) -> tuple[Decider, Decider | None]:
+    """As `make_deciders`, not compiled."""
+    spec = plan.spec.policy
+    active, shadow = (
+        node and Decider(policy := make_policy(node), version_of(policy), plan.cluster, limit)
+        for node in (spec.active, spec.shadow)
+    )
+    assert active is not None
+    return active, shadow
+
+
 class LoggedStage:
     """A stage of a deployment that logs its decisions."""
 
-    def __init__(self, plan: Plan, path: Path, limit_bytes: int = 2**20) -> None:
+    def __init__(
+        self, plan: Plan, path: Path, limit_bytes: int = 2**20, compiled: bool = False
+    ) -> None:
+        """`compiled`: policies are as in a gateway, which takes seconds."""
+        self._make = make_deciders if compiled else plain_deciders
         self.log = DecisionLog(str(path), limit_bytes)
         self.records = Fanout({"decisions": self.log})
         self.stage = Stage(
@@ -50,7 +67,7 @@ class LoggedStage:
         """Another deployment from now on."""
         new = Stage(plan.cluster, _Never(), names=plan.replicas).backends
         self.stage.backends = {**new, **self.stage.backends}  # those that are there stay
-        active, shadow = make_deciders(plan, LIMIT)
+        active, shadow = self._make(plan, LIMIT)
         backends: Any = {name: self.stage.backend_of(name) for name in plan.replicas}
         fleet = Fleet(Ledger(plan.cluster, plan.replicas, 0), backends, active, shadow)
         self.plan = plan

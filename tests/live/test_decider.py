@@ -10,6 +10,7 @@ import pytest
 
 from agent.baselines import ConservativeGreedy, LeastLoaded
 from agent.checkpoint import Trained
+from agent.compiled import Compiled
 from live.decider import Decider, pinned
 from live.limit import OutOfTimeError, TimeLimit
 from sim.config import ConfigError
@@ -129,6 +130,18 @@ def shipped(**changes):
     spec = ClusterSpec(profile=profile, devices=4, models=models)
     tasks = ("piqa", "winogrande", "hellaswag", "openbookqa")
     return replace(build_cluster(spec, load_bundle(profile), tasks), **changes)
+
+
+@pytest.mark.parametrize("wrapped", [lambda policy: policy, Compiled], ids=["plain", "compiled"])
+def test_a_learned_router_whose_values_are_not_numbers_is_stood_in_for(wrapped):
+    trained, cluster = Trained("pkg://agent.checkpoints/default"), shipped()
+    values = trained.values
+    trained.values = lambda features: values(features) * np.nan
+    decider = Decider(wrapped(trained), "broken", cluster, TimeLimit(5.0))
+    faults = []
+    decision = decider.decide(idle(cluster, np), lambda *told: faults.append(told))
+    assert (decision.by, decision.fault) == (FALLBACK.name, "error")
+    assert "NaN" in faults[0][1]
 
 
 def test_a_router_trained_on_another_profile_is_warned_of_or_refused_if_strict():

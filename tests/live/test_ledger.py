@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from agent.baselines import ConservativeGreedy, LargestThatFits, LeastLoaded
 from agent.checkpoint import Trained
+from agent.compiled import Compiled
 from live.backend import Delta, Progress
 from live.ledger import Account, Ledger
 from sim.deploy import ClusterSpec, build_cluster
+from sim.policy import ValuingPolicy
 from sim.profile import load_bundle
 from sim.router import SIGNALS, Asked
 from sim.ticks import NEVER, TICKS_PER_S
@@ -67,12 +69,24 @@ def offered(rate_rps, seconds, seed):
      LeastLoaded()],
     ids=lambda policy: policy.name,
 )  # fmt: skip
-def test_a_router_decides_the_same_in_the_gateway_as_in_the_simulator(policy):
-    compared = compare(*offered(150, 3.0, seed=0), policy)
+def test_a_gateway_decides_on_its_ledger_as_the_simulator_does(policy):
+    """The gateway's policies are compiled, those of the simulator are not."""
+    compared = compare(*offered(150, 3.0, seed=0), policy, Compiled(policy))
     assert compared.decisions == 450
     assert compared.seen["split prompt"] > 0
     assert compared.seen["queued"] > 0
-    assert compared.same == compared.decisions
+    ties = [apart for apart in compared.apart if is_tie(policy, *apart[:2])]
+    assert compared.same + len(ties) == compared.decisions
+    print(f"{policy.name}: {compared.same} of {compared.decisions} the same, {len(ties)} ties")
+
+
+def is_tie(policy, state, observation):
+    """Whether the best values are within rounding of each other."""
+    if not isinstance(policy, ValuingPolicy) or not policy.due(state, observation.now_ticks):
+        return False
+    _, (_, values) = policy.weigh(state, observation)
+    second, best = np.sort(values)[-2:]
+    return best - second <= 1e-5
 
 
 ASKED = Asked(0, 7, 5, 0, NEVER, NEVER, NEVER, 0)
