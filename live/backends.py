@@ -1,6 +1,6 @@
 """The backend of each device of a deployment, and the tokenizer that requests are read by."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from calibrate.engine_spec import EngineSpec
 from live.backend import Backend
@@ -8,25 +8,32 @@ from live.deployment import Plan, RayWorkerSpec, WorkerSpec, source_of
 from live.device import DeviceSpec, HostedModel
 from live.launch import Launch, LaunchProcess
 from live.prompt_length import PromptLength, token_counter
+from live.scrape import Scraped
 from live.server_spec import ServerSpec
 from live.servers import ServerBackend
 from live.tokenizer import Tokenizer, load_tokenizer
 from live.workers import Workers
 from sim.config import ConfigError, check
 
+FRESH = 3.0  # periods of scraping for which what was read counts
 PROBE = "The 2 quick brown foxes: café, 東京 and 🦊!"  # by which tokenizers are told apart
 
 
 class Backends:
     """Makes the backends of deployments."""
 
-    def __init__(self, first: Plan) -> None:
-        """`lengths` learns how many tokens prompts have at servers.
+    def __init__(self, first: Plan, scraped: Callable[[str, Scraped, float], None]) -> None:
+        """Nothing is made yet.
+
+        Args:
+            first: The deployment at the start.
+            scraped: Told what a server's own metrics say of a replica, and for how long it counts.
 
         Raises:
             ConfigError: if the deployment's tokenizer cannot be had.
         """
         named = first.spec.tokenizer
+        self._scraped = scraped
         servers = all(isinstance(spec, ServerSpec) for spec in first.spec.backends)
         self.lengths = PromptLength(token_counter(named) if named and servers else None)
 
@@ -38,7 +45,10 @@ class Backends:
         """
         spec = plan.spec.backends[number]
         if isinstance(spec, ServerSpec):
-            return ServerBackend(spec, self.lengths)
+            valid_s = FRESH * (spec.scrape_s or 0)
+            return ServerBackend(
+                spec, self.lengths, lambda replica, load: self._scraped(replica, load, valid_s)
+            )
         tokenizer = find_tokenizer(plan)
         assert tokenizer is not None  # as there is a worker
         device = device_spec(plan, number, spec)

@@ -17,7 +17,8 @@ from jaxtyping import Bool
 from live.backend import Backend, Job, Progress
 from live.call import Call, End, Incoming, RefusalError, ticks
 from live.decider import Decider, Decision, Fault, pinned
-from live.ledger import Ledger
+from live.ledger import Foreign, Ledger
+from live.scrape import Scraped
 from sim.observation import Observation, fits_alone
 from sim.policy import SHED
 from sim.router import Asked
@@ -211,6 +212,22 @@ class Dispatcher:
         call = self._take(job)
         if call is not None:
             self._finish(call, RefusalError(status, "refused_by_server", message))
+
+    def scraped(self, replica: str, load: Scraped, valid_s: float) -> None:
+        """A server's own metrics were read, and count for that long: others may use it as well."""
+        if self._fleet is None or (account := self._fleet.ledger.accounts.get(replica)) is None:
+            return
+        ledger = self._fleet.ledger
+        own = len(account.entries)
+        strangers = max((load.running or 0) + (load.waiting or 0) - own, 0)
+        waiting = min(max((load.waiting or 0) - (own - account.running), 0), strangers)
+        blocks = int(ledger.cluster.kv_blocks[ledger.replicas.index(replica)])
+        account.foreign = Foreign(
+            running=strangers - waiting,
+            waiting=waiting,
+            blocks_used=None if load.kv_usage is None else math.ceil(load.kv_usage * blocks),
+            until_s=perf_counter() + valid_s,
+        )
 
     # inside
 

@@ -18,6 +18,7 @@ from sim.config import ConfigError
 from sim.policy import Policy, make_policy
 from sim.ticks import to_ticks
 
+Deciders = tuple[Decider, Decider | None]  # the active one and the shadow
 Make = Callable[[Plan, int], Backend]  # the backend of a device, by its number
 
 
@@ -41,18 +42,17 @@ class Fleets:
         """Those that run."""
         return tuple(running.backend for running in self._running.values())
 
-    async def build(self, plan: Plan, limit: TimeLimit, ready_s: float | None) -> Fleet:
+    async def build(self, plan: Plan, deciders: Deciders, ready_s: float | None) -> Fleet:
         """The fleet of a deployment, its backends started.
 
         Args:
             plan: The deployment.
-            limit: On the time of a decision.
+            deciders: Its policies, made of it.
             ready_s: How long to wait until new backends of ours take jobs; None: not at all.
 
         Raises:
             ConfigError: if something in it is wrong; what ran before runs on.
         """
-        deciders = make_deciders(plan, limit)
         wanted = {spec.name: settings_of(plan, n) for n, spec in enumerate(plan.spec.backends)}
         for name, settings in wanted.items():
             if name in self._running and self._running[name].settings != settings:
@@ -112,8 +112,8 @@ async def _ready(new: Mapping[str, Running], ready_s: float) -> None:
         raise ConfigError("backends", list(new), f"not ready within {ready_s} s") from None
 
 
-def make_deciders(plan: Plan, limit: TimeLimit) -> tuple[Decider, Decider | None]:
-    """The active policy and its shadow.
+def make_deciders(plan: Plan, limit: TimeLimit) -> Deciders:
+    """The active policy and its shadow; it takes seconds, as policies are compiled.
 
     Raises:
         ConfigError: if one cannot be had, or cannot serve the cluster.

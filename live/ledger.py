@@ -5,6 +5,8 @@ backends report, and observed through the simulator's own `Observer`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 from jaxtyping import Bool
@@ -40,6 +42,19 @@ class Entry:
         return self.running and self.prefill_left == 0
 
 
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What a server says that it holds besides the gateway's own jobs, and until when that counts.
+
+    Who sent it is not known, nor how far it is: it counts as decoding, or as waiting.
+    """
+
+    running: int
+    waiting: int
+    blocks_used: int | None  # of all that it holds, the gateway's own included
+    until_s: float  # on the clock of `time.perf_counter`
+
+
 class Account:
     """The jobs inside one replica, and sums over them."""
 
@@ -48,6 +63,7 @@ class Account:
         self._reported_blocks: int | None = None  # None: since then a job left unreported
         self._blocks = 0  # that the context of running jobs takes
         self.alive = False
+        self.foreign: Foreign | None = None
         self.entries: dict[int, Entry] = {}
         self.running = 0
         self.decoding = 0
@@ -58,9 +74,16 @@ class Account:
     @property
     def signals(self) -> tuple[int, ...]:
         """In the order of `SIGNALS`."""
-        waiting = len(self.entries) - self.running
-        return (self.running, self.decoding, waiting, self.prefill_tokens, self.decode_tokens,
-                self.kv_tokens, self.blocks_used)  # fmt: skip
+        running, decoding, blocks_used = self.running, self.decoding, self.blocks_used
+        waiting = len(self.entries) - running
+        foreign = self.foreign
+        if foreign is not None and perf_counter() < foreign.until_s:
+            running, decoding = running + foreign.running, decoding + foreign.running
+            waiting += foreign.waiting
+            if foreign.blocks_used is not None:
+                blocks_used = foreign.blocks_used
+        return (running, decoding, waiting, self.prefill_tokens, self.decode_tokens,
+                self.kv_tokens, blocks_used)  # fmt: skip
 
     @property
     def blocks_used(self) -> int:

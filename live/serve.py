@@ -22,7 +22,7 @@ from live.decision_log import DecisionLog
 from live.deployment import DeploymentSpec, Plan, plan, terms
 from live.dispatcher import Dispatcher, Fleet, Limits
 from live.drift import DriftLimits
-from live.fleets import Fleets, make_deciders
+from live.fleets import Deciders, Fleets, make_deciders
 from live.gauges import Gauges
 from live.http import Gateway, make_app, make_server, read_keys
 from live.limit import TimeLimit
@@ -50,8 +50,7 @@ class Service:
         spec = first.spec
         self._plan, self._recompose = first, recompose
         self._limit = TimeLimit(spec.policy.limit_s)
-        make_deciders(first, self._limit)
-        self._backends = Backends(first)
+        self._deciders = make_deciders(first, self._limit)
         self._tokenizer = find_tokenizer(first)
         metrics = Metrics()
         drift = DriftWatch(
@@ -70,6 +69,7 @@ class Service:
         metrics.registry.register(
             Gauges(self._dispatcher, drift.replicas, records.failures, self._dropped)
         )
+        self._backends = Backends(first, self._dispatcher.scraped)
         self._fleets = Fleets(self._backends.make, self._dispatcher)
         self._reloading = asyncio.Lock()
         self.gateway = Gateway(
@@ -108,12 +108,13 @@ class Service:
             ConfigError: for what is wrong; then nothing has changed.
         """
         async with self._reloading:
-            renewed = self._recompose()
+            loop = asyncio.get_running_loop()
+            renewed, deciders = await loop.run_in_executor(None, self._renew)
             spec, before = renewed.spec, self._plan.spec
             for name in ("http", "log", "drift", "tokenizer"):
                 if getattr(spec, name) != getattr(before, name):
                     raise ConfigError(name, "changed", "needs a new start of the gateway")
-            fleet = await self._fleets.build(renewed, self._limit, READY_S)
+            fleet = await self._fleets.build(renewed, deciders, READY_S)
             self._limit.limit_s = spec.policy.limit_s
             self._send_to(fleet, renewed)
             self._dispatcher.limits = Limits(spec.limits.attempts, spec.limits.inflight)
@@ -126,12 +127,17 @@ class Service:
         self._background.add(retiring)
         retiring.add_done_callback(self._background.discard)
 
+    def _renew(self) -> tuple[Plan, Deciders]:
+        """The deployment as it says now, and its policies; requests go on meanwhile."""
+        renewed = self._recompose()
+        return renewed, make_deciders(renewed, self._limit)
+
     @asynccontextmanager
     async def _life(self, app: object) -> AsyncIterator[None]:
         """Backends come up before the first request, and end after the last answer."""
         self._background: set[asyncio.Task[None]] = set()
         loop = asyncio.get_running_loop()
-        self._send_to(await self._fleets.build(self._plan, self._limit, None), self._plan)
+        self._send_to(await self._fleets.build(self._plan, self._deciders, None), self._plan)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         watch = loop.create_task(self._watch())
         try:

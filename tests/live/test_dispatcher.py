@@ -1,6 +1,7 @@
 """Every request ends exactly once, and leaves nothing behind."""
 
 import asyncio
+import math
 from collections.abc import Callable
 from time import perf_counter
 
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agent.baselines import LeastLoaded
 from live.backend import Delta, Progress
 from live.call import End, RefusalError
+from live.scrape import Scraped
 from sim.policy import SHED
 from tests.live.scripted import Stage, incoming
 from tests.systems import make_cluster
@@ -467,3 +469,20 @@ class Gateway(RuleBasedStateMachine):
 
 Gateway.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestGateway = Gateway.TestCase
+
+
+def test_what_strangers_do_at_a_server_is_load_until_it_is_stale() -> None:
+    stage = Stage(make_cluster(), LeastLoaded())
+    name = stage.names[0]
+    call = stage.dispatcher.admit(incoming())
+    account = stage.dispatcher.fleet.ledger.accounts[name]
+    own = account.signals
+    inside = len(account.entries)
+    stage.dispatcher.scraped(name, Scraped(inside + 2, 3, 0.5), 60.0)
+    running, decoding, waiting, *_, blocks = account.signals
+    assert (running + waiting) - (own[0] + own[2]) == 5
+    assert decoding - own[1] == running - own[0]
+    assert blocks == math.ceil(0.5 * stage.cluster.kv_blocks[0])
+    stage.dispatcher.scraped(name, Scraped(9, 9, 1.0), 0.0)
+    assert account.signals == own
+    assert call.replica

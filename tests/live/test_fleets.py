@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 from live.call import End
 from live.deployment import Plan
 from live.dispatcher import Dispatcher, Limits
-from live.fleets import Fleets
+from live.fleets import Fleets, make_deciders
 from live.limit import TimeLimit
 from sim.config import ConfigError
 from tests.live.deployments import planned
@@ -54,8 +54,11 @@ class Yard:
         self.made[backend.name] = backend
         return backend
 
+    async def build(self, plan: Plan, ready_s: float | None) -> Any:
+        return await self.fleets.build(plan, make_deciders(plan, LIMIT), ready_s)
+
     async def begin(self, plan: Plan) -> None:
-        self.dispatcher.replace(await self.fleets.build(plan, LIMIT, None))
+        self.dispatcher.replace(await self.build(plan, None))
         for backend in self.made.values():
             backend.come_up()
 
@@ -72,7 +75,7 @@ def test_a_request_on_a_replaced_backend_comes_to_its_end() -> None:
         await yard.begin(planned(backends=WORKERS))
         asked = [yard.dispatcher.admit(incoming(task="piqa")) for _ in range(8)]
         renewed = planned(backends=RENEWED)
-        building = asyncio.create_task(yard.fleets.build(renewed, LIMIT, 5.0))
+        building = asyncio.create_task(yard.build(renewed, 5.0))
         await asyncio.sleep(0)
         assert not building.done()  # the new one is not up yet
         yard.made["new"].come_up()
@@ -97,7 +100,7 @@ def test_what_runs_is_kept_with_its_jobs() -> None:
         first = [*yard.made.values()]
         yard.dispatcher.admit(incoming(task="piqa"))
         again = planned("policy@policy.active=least_loaded", backends=WORKERS)
-        yard.dispatcher.replace(await yard.fleets.build(again, LIMIT, 5.0))
+        yard.dispatcher.replace(await yard.build(again, 5.0))
         assert [*yard.made.values()] == first
         assert yard.dispatcher.fleet.ledger.jobs == 1
         assert yard.dispatcher.fleet.ledger.alive.all()
@@ -110,7 +113,7 @@ def test_a_fleet_that_does_not_come_up_leaves_the_old_one() -> None:
     async def test(yard: Yard) -> None:
         await yard.begin(planned(backends=WORKERS))
         before = yard.dispatcher.fleet
-        building = asyncio.create_task(yard.fleets.build(planned(backends=RENEWED), LIMIT, 0.05))
+        building = asyncio.create_task(yard.build(planned(backends=RENEWED), 0.05))
         with pytest.raises(ConfigError, match=r"\['new'\]: not ready within 0.05 s"):
             await building
         assert yard.made["new"].stopped == 1
@@ -124,7 +127,7 @@ def test_a_backend_with_other_settings_needs_another_name() -> None:
     async def test(yard: Yard) -> None:
         await yard.begin(planned(backends=WORKERS))
         with pytest.raises(ConfigError, match="'left': runs with other settings"):
-            await yard.fleets.build(planned("cluster.max_batch=4", backends=WORKERS), LIMIT, 1.0)
+            await yard.build(planned("cluster.max_batch=4", backends=WORKERS), 1.0)
 
     in_a_yard(test)
 
@@ -133,7 +136,7 @@ def test_a_policy_that_cannot_serve_is_refused_before_anything_starts() -> None:
     async def test(yard: Yard) -> None:
         learned = planned("policy@policy.active=learned", backends=WORKERS)
         with pytest.raises(ConfigError, match="models"):
-            await yard.fleets.build(learned, LIMIT, None)
+            await yard.build(learned, None)
         assert not yard.made
 
     in_a_yard(test)
