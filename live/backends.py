@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 from calibrate.engine_spec import EngineSpec
 from live.backend import Backend
 from live.deployment import Plan, RayWorkerSpec, WorkerSpec, source_of
-from live.device import DeviceSpec, HostedModel
-from live.launch import Launch, LaunchProcess
-from live.prompt_length import PromptLength, token_counter
-from live.scrape import Scraped
-from live.server_spec import ServerSpec
-from live.servers import ServerBackend
-from live.tokenizer import Tokenizer, load_tokenizer
-from live.workers import Workers
+from live.servers.backend import ServerBackend
+from live.servers.prompt_length import PromptLength, token_counter
+from live.servers.scrape import Scraped
+from live.servers.spec import ServerSpec
+from live.workers.backend import Workers
+from live.workers.device import DeviceSpec, HostedModel
+from live.workers.launch import Launch, LaunchProcess
+from live.workers.tokenizer import Tokenizer, load_tokenizer
 from sim.config import ConfigError, check
 
 FRESH = 3.0  # periods of scraping for which what was read counts
@@ -60,7 +60,7 @@ def _launch(spec: WorkerSpec | RayWorkerSpec) -> Launch:
     if isinstance(spec, WorkerSpec):
         return LaunchProcess()
     try:
-        from live.ray_workers import LaunchActor
+        from live.workers.actors import LaunchActor
     except ImportError as error:
         raise ConfigError("backends", spec.name, f"needs the extra `ray` ({error})") from error
     return LaunchActor(spec.needs)

@@ -18,7 +18,6 @@ from sim.policy import SHED, Policy, PolicyWarning, State
 from sim.types import Cluster
 
 Fault = Literal["error", "late", "masked"]
-FAULTS: tuple[Fault, ...] = ("error", "late", "masked")
 PINNED = "pinned"  # by whom a request goes to the model that the client names
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from live.device import RayNeeds
-from live.server_spec import ServerSpec
-from live.workers import PatienceSpec
+from live.servers.spec import ServerSpec
+from live.workers.backend import PatienceSpec
+from live.workers.device import RayNeeds
 from sim.config import ConfigError, Spec
 from sim.deploy import ClusterSpec, build_cluster
 from sim.profile import Bundle, load_bundle

@@ -18,7 +18,7 @@ from live.backend import Backend, Job, Progress
 from live.call import Call, End, Incoming, RefusalError, ticks
 from live.decider import Decider, Decision, Fault, pinned
 from live.ledger import Foreign, Ledger
-from live.scrape import Scraped
+from live.servers.scrape import Scraped
 from sim.observation import Observation, fits_alone
 from sim.policy import SHED
 from sim.router import Asked

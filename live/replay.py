@@ -20,8 +20,8 @@ from rich.table import Table
 
 from agent.baselines import ConservativeGreedy
 from live.decider import PINNED, ExplainingPolicy, Explanation, pinned
-from live.decision_lines import Decisions, Header, LogError, Logged, restored
 from live.fleets import load_policy, version_of
+from live.records.decision_lines import Decisions, Header, LogError, Logged, restored
 from sim import command
 from sim.config import ConfigError, Spec, check
 from sim.policy import SHED, Policy, State, make_policy

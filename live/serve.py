@@ -16,20 +16,20 @@ from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from live import logs
 from live.backends import Backends, find_tokenizer
-from live.decision_log import DecisionLog
 from live.deployment import DeploymentSpec, Plan, plan, terms
 from live.dispatcher import Dispatcher, Fleet, Limits
-from live.drift import DriftLimits
 from live.fleets import Deciders, Fleets, make_deciders
-from live.gauges import Gauges
 from live.http import Gateway, make_app, make_server, read_keys
 from live.limit import TimeLimit
-from live.merge import Merge
-from live.metrics import Metrics
-from live.records import DriftWatch, Fanout, Sink
-from live.server_spec import ServerSpec
+from live.records import logs
+from live.records.decision_log import DecisionLog
+from live.records.drift import DriftLimits
+from live.records.fanout import DriftWatch, Fanout, Sink
+from live.records.gauges import Gauges
+from live.records.metrics import Metrics
+from live.servers.merge import Merge
+from live.servers.spec import ServerSpec
 from sim import command
 from sim.config import ConfigError, check
 

@@ -25,10 +25,10 @@ from calibrate.engine_spec import EngineSpec
 from calibrate.memory import spare_the_collector
 from calibrate.turns import Turns
 from live.backend import Progress
-from live.device import DeviceSpec, HostedModel
-from live.launch import LaunchProcess
-from live.tokenizer import ByteTokenizer
-from live.workers import PatienceSpec, Workers
+from live.workers.backend import PatienceSpec, Workers
+from live.workers.device import DeviceSpec, HostedModel
+from live.workers.launch import LaunchProcess
+from live.workers.tokenizer import ByteTokenizer
 from tests.live.recorded import Recorded, make_job
 
 MODEL, TOKENS, ROUNDS = "opt-1m", 200, 5

@@ -10,13 +10,13 @@ import numpy as np
 
 from live.call import Call, RefusalError
 from live.decider import Decider
-from live.decision_log import DecisionLog
 from live.deployment import Plan
 from live.dispatcher import Fleet
 from live.fleets import make_deciders, version_of
 from live.ledger import Ledger
 from live.limit import TimeLimit
-from live.records import Fanout
+from live.records.decision_log import DecisionLog
+from live.records.fanout import Fanout
 from sim.policy import make_policy
 from tests.live.deployments import planned
 from tests.live.scripted import Stage, incoming

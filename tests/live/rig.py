@@ -12,10 +12,10 @@ from aiohttp import web
 
 pytest.importorskip("prometheus_client", reason="needs pip install -e '.[live]'")
 
-from live.prompt_length import PromptLength
-from live.scrape import Scraped
-from live.server_spec import ServerSpec
-from live.servers import ServerBackend
+from live.servers.backend import ServerBackend
+from live.servers.prompt_length import PromptLength
+from live.servers.scrape import Scraped
+from live.servers.spec import ServerSpec
 from tests.live.emulated_server import Emulated, Server, serving
 from tests.live.fault_proxy import FaultProxy, proxying
 from tests.live.heard import Heard, started

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from calibrate.step import Formed, Piece, Step
-from live import worker_process
-from live.device import DeviceSpec
-from live.messages import Ready, ServedModel
-from live.worker import Hosted
+from live.workers import process as worker_process
+from live.workers.device import DeviceSpec
+from live.workers.loop import Hosted
+from live.workers.messages import Ready, ServedModel
 from sim.config import ConfigError
 
 BLOCK_TOKENS = 4

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from live.breaker import Breaker, Silence
-from live.server_spec import BreakerSpec
+from live.servers.breaker import Breaker, Silence
+from live.servers.spec import BreakerSpec
 
 SPEC = BreakerSpec(failures=3, first_probe_s=1, longest_probe_s=8)
 

@@ -17,10 +17,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from live import decision_log
-from live.decision_lines import Decisions, LogError, restored
-from live.decision_log import DecisionLog, LogFile
-from live.records import Sink
+from live.records import decision_log
+from live.records.decision_lines import Decisions, LogError, restored
+from live.records.decision_log import DecisionLog, LogFile
+from live.records.fanout import Sink
 from sim.config import ConfigError
 from sim.observation import Observation
 from sim.types import Cluster

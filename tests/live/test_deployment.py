@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 from live.backends import device_spec, find_tokenizer
 from live.deployment import WorkerSpec, source_of, terms
-from live.server_spec import ServerSpec
+from live.servers.spec import ServerSpec
 from sim.config import ConfigError
 from tests.live.deployments import deployment, planned
 

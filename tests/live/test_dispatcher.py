@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from agent.baselines import LeastLoaded
 from live.backend import Delta, Progress
 from live.call import End, RefusalError
-from live.scrape import Scraped
+from live.servers.scrape import Scraped
 from sim.policy import SHED
 from tests.live.scripted import Stage, incoming
 from tests.systems import make_cluster

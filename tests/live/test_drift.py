@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.drift import Drift, DriftLimits, ReplicaDrift
+from live.records.drift import Drift, DriftLimits, ReplicaDrift
 
 LIMITS = DriftLimits(threshold=0.25, requests=30, memory=100)
 seconds = st.floats(0, 1e6)

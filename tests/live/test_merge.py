@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from live.backend import Json
-from live.merge import Merge
+from live.servers.merge import Merge
 
 
 def chunk(reason: str | None = None, index: int = 0, **delta: Any) -> Json:

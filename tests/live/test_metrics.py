@@ -8,10 +8,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from live.call import RefusalError
-from live.drift import DriftLimits
-from live.gauges import Gauges
-from live.metrics import Metrics
-from live.records import DriftWatch, Fanout
+from live.records.drift import DriftLimits
+from live.records.fanout import DriftWatch, Fanout
+from live.records.gauges import Gauges
+from live.records.metrics import Metrics
 from sim.policy import SHED
 from tests.live.scripted import Stage, incoming
 from tests.live.test_dispatcher import PLACEMENT, To, refusal
@@ -203,7 +203,7 @@ def test_names_follow_the_conventions():
 
 # the dashboard
 
-DASHBOARD = json.loads(files("live").joinpath("grafana.json").read_text("utf-8"))
+DASHBOARD = json.loads(files("live.records").joinpath("grafana.json").read_text("utf-8"))
 
 
 def expressions():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from live.backend import Json
-from live.prompt_length import Estimate, PromptLength, token_counter
+from live.servers.prompt_length import Estimate, PromptLength, token_counter
 from sim.config import ConfigError
 
 

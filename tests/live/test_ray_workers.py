@@ -20,12 +20,12 @@ from tests.calibrate import tiny
 
 # isort: split
 from calibrate.engine_spec import EngineSpec
-from live.device import DeviceSpec, HostedModel, RayNeeds
-from live.ray_workers import LaunchActor
-from live.tokenizer import ByteTokenizer
-from live.worker_process import Load
-from live.worker_process import load as load_engines
-from live.workers import PatienceSpec, Workers
+from live.workers.actors import LaunchActor
+from live.workers.backend import PatienceSpec, Workers
+from live.workers.device import DeviceSpec, HostedModel, RayNeeds
+from live.workers.process import Load
+from live.workers.process import load as load_engines
+from live.workers.tokenizer import ByteTokenizer
 from tests.live import stub_worker
 from tests.live.recorded import Recorded, make_job
 from tests.live.test_worker_process import eventually
@@ -180,7 +180,7 @@ def test_a_stranger_without_the_key_is_sent_away(cluster: Cluster) -> None:
     from multiprocessing.connection import Client
     from socket import create_server
 
-    from live.ray_workers import _accept
+    from live.workers.actors import _accept
 
     async def scenario() -> None:
         with create_server(("127.0.0.1", 0)) as server:

@@ -7,9 +7,9 @@ import logging
 import pytest
 
 from live.call import RefusalError
-from live.drift import DriftLimits
-from live.logs import Journal, configure, note
-from live.records import DriftWatch, Fanout, Sink
+from live.records.drift import DriftLimits
+from live.records.fanout import DriftWatch, Fanout, Sink
+from live.records.logs import Journal, configure, note
 from tests.live.scripted import Stage, incoming
 from tests.live.test_dispatcher import PLACEMENT, To, refusal
 from tests.systems import make_cluster
@@ -56,7 +56,7 @@ def test_a_sink_that_fails_hurts_nobody_and_is_counted_and_told_of_once(caplog):
     calls = [answered(at) for _ in range(3)]
     assert heard.ends == [call.end for call in calls]
     assert records.failures == {"broken": 4 + 3, "heard": 0}  # four replicas came up
-    (told,) = [r for r in caplog.records if r.name == "live.records"]
+    (told,) = [r for r in caplog.records if r.name == "live.records.fanout"]
     assert "broken failed" in told.getMessage()
     assert told.exc_info is not None
 
@@ -99,7 +99,7 @@ def test_answers_that_take_longer_than_predicted_raise_an_alarm(caplog):
     assert drift.finish.alarm
     assert drift.ttft.alarm
     assert drift.finish.mean < -1
-    assert [r.args[:2] for r in caplog.records if r.name == "live.records"] == [
+    assert [r.args[:2] for r in caplog.records if r.name == "live.records.fanout"] == [
         ("finish", "d0/m0"), ("first token", "d0/m0"),
     ]  # fmt: skip
 

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 
 from live import replay
-from live.decision_lines import Decisions, LogError
+from live.records.decision_lines import Decisions, LogError
 from live.replay import Repeated, compare, doubts, is_tie, repeat
 from tests.live.deployments import planned
 from tests.live.logged import LoggedStage, learned_plan

@@ -12,7 +12,7 @@ from tests.live.heard import job
 from tests.live.rig import in_front, page, rig
 
 # isort: split
-from live.scrape import NAMES, parse
+from live.servers.scrape import NAMES, parse
 
 
 def test_metrics_are_read_at_a_period(caplog: pytest.LogCaptureFixture) -> None:

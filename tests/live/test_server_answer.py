@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from live.backend import Delta, Endpoint
-from live.server_answer import AnswerError, ServerAnswer, said
+from live.servers.answer import AnswerError, ServerAnswer, said
 
 
 def event(*choices: dict[str, Any], **more: Any) -> bytes:

@@ -7,13 +7,13 @@ import pytest
 from aiohttp import web
 
 from live.backend import Backend
-from live.prompt_length import PromptLength
+from live.servers.prompt_length import PromptLength
 from tests.live.emulated_server import Emulated, Server, serving
 from tests.live.heard import Heard, job
 from tests.live.rig import idle, in_front, page, rig, settings
 
 # isort: split
-from live.servers import ServerBackend
+from live.servers.backend import ServerBackend
 
 SLOW = Emulated(ttft_s=0.01, tpot_s=0.02)
 

@@ -126,7 +126,7 @@ def test_an_answer_ends_with_its_last_event_and_its_connection_is_kept(
                         await asyncio.sleep(0.005)
                 assert asked == [number]
 
-    monkeypatch.setattr("live.exchange.LINGER_S", 30.0)
+    monkeypatch.setattr("live.servers.exchange.LINGER_S", 30.0)
     asyncio.run(play())
 
 

@@ -23,7 +23,7 @@ from tests.live.heard import Heard, job
 from tests.live.rig import BREAKER, IMPATIENT, QUICK_SERVER, between, in_front, process
 
 # isort: split
-from live.servers import ServerBackend
+from live.servers.backend import ServerBackend
 from tests.calibrate.openai_server import Stream, application, listen
 
 HARMLESS: tuple[Kind, ...] = ("none", "drip")

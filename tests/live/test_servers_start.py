@@ -5,15 +5,15 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from live.prompt_length import PromptLength
+from live.servers.prompt_length import PromptLength
 from sim.config import ConfigError, SpecError, check
 from tests.live.emulated_server import Emulated
 from tests.live.heard import job
 from tests.live.rig import in_front, page, rig, settings
 
 # isort: split
-from live.server_spec import ServerSpec
-from live.servers import ServerBackend
+from live.servers.backend import ServerBackend
+from live.servers.spec import ServerSpec
 
 
 def test_the_model_must_be_at_the_server() -> None:

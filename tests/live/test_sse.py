@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from live.sse import EventReader, EventTooLongError
+from live.servers.sse import EventReader, EventTooLongError
 
 STREAM = (
     b": hello\n\ndata: {\"a\": 1}\n\nevent: x\r\nid: 3\r\ndata:two\r\ndata: lines\r\n\r\n"

@@ -9,8 +9,14 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tokenizers", reason="needs the live extra")
 
-from live.answer import Answer
-from live.tokenizer import END_TOKEN, SPECIAL_TOKENS, ByteTokenizer, Tokenizer, load_tokenizer
+from live.workers.answer import Answer
+from live.workers.tokenizer import (
+    END_TOKEN,
+    SPECIAL_TOKENS,
+    ByteTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from sim.config import ConfigError
 
 BYTES = ByteTokenizer()

@@ -14,8 +14,8 @@ pytest.importorskip("msgspec", reason="needs the live extra")
 
 import msgspec
 
-from live.link import Link
-from live.messages import (
+from live.workers.link import Link
+from live.workers.messages import (
     Broken,
     Cancel,
     Draining,
@@ -30,7 +30,7 @@ from live.messages import (
     decode_to_worker,
     encode,
 )
-from live.worker_process import serve
+from live.workers.process import serve
 from tests.live.stub_worker import EchoEngine
 from tests.live.test_workers import make_spec
 

@@ -19,10 +19,10 @@ from tests.calibrate import tiny
 
 # isort: split
 from calibrate.engine_spec import EngineSpec
-from live.device import DeviceSpec, HostedModel
-from live.launch import LaunchProcess
-from live.tokenizer import ByteTokenizer
-from live.workers import PatienceSpec, Workers
+from live.workers.backend import PatienceSpec, Workers
+from live.workers.device import DeviceSpec, HostedModel
+from live.workers.launch import LaunchProcess
+from live.workers.tokenizer import ByteTokenizer
 from tests.live.recorded import Recorded, make_job
 
 PATIENCE = PatienceSpec(start_s=120, silence_s=20, backoff_s=0.05)
@@ -132,8 +132,8 @@ def keep_tokens(workers: Workers, answers: dict[int, list[int]]) -> None:
 
 GATEWAY = """
 import asyncio, sys
-from live.launch import LaunchProcess
-from live.workers import Workers
+from live.workers.launch import LaunchProcess
+from live.workers.backend import Workers
 from tests.live.recorded import Recorded, make_job
 from tests.live.test_workers import BYTES, PATIENCE, STUB, make_spec
 

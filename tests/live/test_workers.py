@@ -15,10 +15,10 @@ pytest.importorskip("msgspec", reason="needs the live extra")
 pytest.importorskip("tokenizers", reason="needs the live extra")
 
 from calibrate.engine_spec import EngineSpec
-from live.device import DeviceSpec, HostedModel
-from live.launch import LaunchProcess
-from live.tokenizer import END_TOKEN, ByteTokenizer
-from live.workers import PatienceSpec, Workers
+from live.workers.backend import PatienceSpec, Workers
+from live.workers.device import DeviceSpec, HostedModel
+from live.workers.launch import LaunchProcess
+from live.workers.tokenizer import END_TOKEN, ByteTokenizer
 from sim.config import ConfigError
 from tests.live.recorded import Recorded, make_job
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from live.server_spec import BreakerSpec
+from live.servers.spec import BreakerSpec
 
 
 class Breaker:

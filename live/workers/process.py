@@ -1,4 +1,4 @@
-"""A worker as a process: `python -m live.worker_process FD PARENT SETTINGS`, started by a gateway.
+"""A worker as a process: `python -m live.workers.process FD PARENT SETTINGS`, started by a gateway.
 
 FD is its end of a socket pair, PARENT the gateway's process id, SETTINGS a `DeviceSpec` as JSON.
 It ends when the gateway does, in whatever way: Linux kills it, elsewhere its connection ends.
@@ -13,9 +13,9 @@ import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-from live.device import DeviceSpec
-from live.messages import Broken, Ready, ServedModel, encode
-from live.worker import Hosted, Worker
+from live.workers.device import DeviceSpec
+from live.workers.loop import Hosted, Worker
+from live.workers.messages import Broken, Ready, ServedModel, encode
 from sim.config import ConfigError
 
 PR_SET_PDEATHSIG = 1

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from live.call import Call, RefusalError
 from live.decider import Fault
-from live.records import Sink
+from live.records.fanout import Sink
 
 _FIELDS = "fields"  # of a record, where they are
 

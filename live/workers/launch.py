@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Protocol
 
-from live.device import DeviceSpec
+from live.workers.device import DeviceSpec
 
 
 class Launched(Protocol):
@@ -55,7 +55,7 @@ class ProcessWorker:
 class LaunchProcess:
     """Starts processes, as children of this one, which end with it."""
 
-    def __init__(self, module: str = "live.worker_process") -> None:
+    def __init__(self, module: str = "live.workers.process") -> None:
         self._module = module
 
     async def __call__(self, spec: DeviceSpec) -> ProcessWorker:

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import aiohttp
 
 from live.backend import Delta, Job, Reason
-from live.server_answer import OWN_FAULT, AnswerError, ServerAnswer, said
-from live.server_spec import TimeoutsSpec
+from live.servers.answer import OWN_FAULT, AnswerError, ServerAnswer, said
+from live.servers.spec import TimeoutsSpec
 
 STREAM = "text/event-stream"
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}

@@ -6,7 +6,7 @@ from pydantic import JsonValue
 from pydantic_core import from_json
 
 from live.backend import Delta, Endpoint, Json, Reason
-from live.sse import EventReader, EventTooLongError
+from live.servers.sse import EventReader, EventTooLongError
 
 OWN_FAULT = frozenset({400, 404, 413, 422})  # statuses that mean the request, not the server
 BROKEN_OFF = frozenset({"abort", "error"})  # finish reasons of answers that are not whole

@@ -1,7 +1,8 @@
 """What Prometheus reads of a gateway, in a registry of its own.
 
 What happens to requests is counted here as it happens; what can be read off the ledger is read
-when Prometheus asks (`live.gauges`). Times are in seconds, from the arrival unless said otherwise.
+when Prometheus asks (`live.records.gauges`). Times are in seconds, from the arrival unless said
+otherwise.
 """
 
 from functools import cache
@@ -11,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 
 from live.call import Call, End, RefusalError
 from live.decider import Decision, Fault
-from live.records import Sink
+from live.records.fanout import Sink
 from sim.observation import Observation
 from sim.policy import SHED
 

@@ -15,8 +15,8 @@ from multiprocessing.connection import Client, Connection, answer_challenge, del
 import ray
 from ray.actor import ActorHandle
 
-from live.device import DeviceSpec, RayNeeds
-from live.worker_process import Load, load, serve
+from live.workers.device import DeviceSpec, RayNeeds
+from live.workers.process import Load, load, serve
 from sim.config import ConfigError
 
 GREETING_S = 5.0  # for a stranger to prove who it is

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from live.exchange import LOST, lost
+from live.servers.exchange import LOST, lost
 
 log = logging.getLogger(__name__)
 

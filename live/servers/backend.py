@@ -10,12 +10,12 @@ import aiohttp
 from pydantic_core import to_json
 
 from live.backend import Delta, Events, Job, Progress
-from live.breaker import Breaker, Silence
-from live.exchange import PATHS, Exchange, Failed, Finished, Outcome, Refused, watched
-from live.probe import Prober
-from live.prompt_length import PromptLength
-from live.scrape import Scraped, Scraper
-from live.server_spec import ServerSpec
+from live.servers.breaker import Breaker, Silence
+from live.servers.exchange import PATHS, Exchange, Failed, Finished, Outcome, Refused, watched
+from live.servers.probe import Prober
+from live.servers.prompt_length import PromptLength
+from live.servers.scrape import Scraped, Scraper
+from live.servers.spec import ServerSpec
 from sim.config import ConfigError
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import aiohttp
 from pydantic import JsonValue
 from pydantic_core import from_json
 
-from live.exchange import LOST, lost
-from live.server_spec import ServerSpec
+from live.servers.exchange import LOST, lost
+from live.servers.spec import ServerSpec
 from sim.config import ConfigError
 
 MODELS = "/v1/models"

@@ -7,12 +7,12 @@ from time import perf_counter
 
 from pydantic import Field
 
-from live.answer import Answer
 from live.backend import Delta, Events, Job, Progress, Reason
-from live.device import DeviceSpec
-from live.launch import Launch, Launched
-from live.link import Link
-from live.messages import (
+from live.workers.answer import Answer
+from live.workers.device import DeviceSpec
+from live.workers.launch import Launch, Launched
+from live.workers.link import Link
+from live.workers.messages import (
     Broken,
     Cancel,
     Draining,
@@ -25,7 +25,7 @@ from live.messages import (
     Submit,
     ToGateway,
 )
-from live.tokenizer import Tokenizer
+from live.workers.tokenizer import Tokenizer
 from sim.config import ConfigError, Spec
 
 GRACE_S = 5.0  # for a worker to end once its jobs have

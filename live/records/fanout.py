@@ -8,7 +8,7 @@ from live.backend import Progress
 from live.call import Call, End
 from live.decider import Decision, Fault
 from live.dispatcher import Records
-from live.drift import DriftLimits, ReplicaDrift
+from live.records.drift import DriftLimits, ReplicaDrift
 from sim.observation import Observation
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import cast
 
 import msgspec
 
-from live.messages import ToGateway, ToWorker, decode_to_gateway, encode
+from live.workers.messages import ToGateway, ToWorker, decode_to_gateway, encode
 
 _LENGTH = struct.Struct("!i")
 LONGEST_BYTES = 2**26  # a message beyond is none of ours

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from live.tokenizer import TextStream
+from live.workers.tokenizer import TextStream
 
 
 class Answer:

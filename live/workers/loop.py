@@ -15,7 +15,7 @@ from typing import Protocol
 
 from calibrate.step import Step
 from calibrate.turns import Stepping, Turns
-from live.messages import (
+from live.workers.messages import (
     Cancel,
     Draining,
     Ended,

@@ -7,9 +7,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from live.dispatcher import Dispatcher
-from live.drift import ReplicaDrift
 from live.ledger import Account
-from live.metrics import PREFIX
+from live.records.drift import ReplicaDrift
+from live.records.metrics import PREFIX
 
 _SIGNALS: Mapping[str, tuple[str, Callable[[Account], int]]] = {
     "running_requests": ("Requests in the batch", lambda account: account.running),

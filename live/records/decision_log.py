@@ -12,10 +12,10 @@ from typing import BinaryIO
 
 from live.call import Call
 from live.decider import Decider, Decision
-from live.decision_lines import decision_line, header_line
 from live.deployment import Plan
 from live.dispatcher import Fleet
-from live.records import Sink
+from live.records.decision_lines import decision_line, header_line
+from live.records.fanout import Sink
 from sim.config import ConfigError
 from sim.observation import Observation
 
