@@ -1,0 +1,138 @@
+"""From two servers to a shadowed, then active router, and back: the page in `docs/serving.md`."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("msgspec", reason="needs the live extra")
+
+from tests.live.served import ROOT, Served, serve
+
+pytestmark = pytest.mark.slow
+SIZES = {"small": (4, 2), "large": (60, 30)}  # milliseconds to the first token and per token
+SOON_MS = 400  # the large one needs 510 for an answer of 16 tokens
+
+
+@pytest.fixture(scope="module")
+def urls() -> Iterator[dict[str, str]]:
+    """A small and a large server."""
+    with ExitStack() as stack:
+        found = {}
+        for model, (ttft, tpot) in SIZES.items():
+            command = [
+                sys.executable, "-m", "tests.live.emulated_server", "--port", "0", "--model", model,
+                "--ttft-ms", str(ttft), "--tpot-ms", str(tpot), "--slots", "64",
+                "--max-context", "512",
+            ]  # fmt: skip
+            process = stack.enter_context(
+                subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            )
+            stack.callback(process.terminate)
+            assert process.stdout is not None
+            found[model] = f"http://127.0.0.1:{process.stdout.readline().split()[-1]}"
+        yield found
+
+
+@pytest.fixture(scope="module")
+def bundle(urls: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The two servers measured from outside, and joined."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for model, like in (("small", "opt-1.3b"), ("large", "opt-6.7b")):
+        run(
+            "calibrate.run", f"url={urls[model]}", f"out={folder / model}",
+            f"quality.models=[{like}]", "black_box.concurrency=[1,4]", "black_box.requests=12",
+            "black_box.prompt_tokens=[16,64]", "black_box.output_tokens=[16,32]",
+            "black_box.server.token_budget=512",
+        )  # fmt: skip
+    run("calibrate.join", f"bundles=[{folder}/small,{folder}/large]", f"out={folder}/both")
+    return str(folder / "both")
+
+
+def run(module: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def ask(served: Served, model: str, slo_ms: int) -> httpx.Response:
+    return httpx.post(
+        f"{served.url}/v1/completions",
+        json={"model": model, "prompt": "one two three", "max_tokens": 16},
+        headers={"x-slo-e2e-ms": str(slo_ms)},
+        timeout=30,
+    )
+
+
+def document(path: Path, active: str, shadow: str | None, urls: dict[str, str], log: Path) -> None:
+    lines = [
+        "defaults:", "  - two_servers", f"  - override policy@policy.active: {active}",
+        *([f"  - override policy@policy.shadow: {shadow}"] if shadow else []), "  - _self_",
+        *(["policy: {active: {alone: false}}"] if active.startswith("static") else []),
+        "cluster: {max_batch: 64, token_budget: 512}",
+        f"log: {{decisions: {log}}}",
+        "backends:",
+        *(
+            f"  - {{kind: server, name: {model}, model: {model}, url: '{url}', scrape_s: 1}}"
+            for model, url in urls.items()
+        ),
+    ]  # fmt: skip
+    path.write_text("\n".join(lines))
+
+
+def test_the_way_there_and_back(urls: dict[str, str], bundle: str, tmp_path: Path) -> None:
+    deploy, log = tmp_path / "deploy.yaml", tmp_path / "decisions.jsonl"
+    document(deploy, "static_large", "conservative_greedy", urls, log)
+    named = ("--config-dir", str(tmp_path), "--config-name", "deploy", f"cluster.profile={bundle}")
+    assert "large/large" in run("live.serve", *named, "check=true")
+    with serve(*named) as served:
+        told: list[dict[str, Any]] = []
+
+        def seen(model: str, slo_ms: int) -> tuple[str, str]:
+            answer = ask(served, model, slo_ms)
+            assert answer.status_code == 200, answer.text
+            told.append(answer.json())
+            return answer.headers["x-besteffort-model"], answer.headers["x-besteffort-policy"]
+
+        # as before: clients keep their model, and what may be routed goes to the large one
+        assert seen("small", 5000) == ("small", "pinned")
+        assert seen("best-effort", 5000) == ("large", "static_large")
+        late = ask(served, "best-effort", SOON_MS)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert late.headers["x-besteffort-model"] == "large"
+        metrics = httpx.get(f"{served.url}/metrics").text
+        assert 'besteffort_shadow_decisions_total{agrees="true"}' in metrics
+        assert 'besteffort_shadow_decisions_total{agrees="false"}' in metrics
+
+        document(deploy, "conservative_greedy", None, urls, log)
+        served.signal(signal.SIGHUP)
+        served.wait_for("^reloaded$")
+        assert seen("best-effort", 5000) == ("large", "conservative_greedy")
+        assert seen("best-effort", SOON_MS) == ("small", "conservative_greedy")
+
+        document(deploy, "static_large", None, urls, log)
+        served.signal(signal.SIGHUP)
+        until_policy(served, "static_large")
+        assert ask(served, "best-effort", SOON_MS).status_code == 504
+        assert all(answer["usage"]["completion_tokens"] == 16 for answer in told)
+    replayed = run("live.replay", f"log={log}")
+    assert "different" not in replayed or " 0 " in replayed
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    assert sum("request_id" in line for line in lines) == len(told) + 2
+
+
+def until_policy(served: Served, policy: str) -> None:
+    """The last reload is the one to this policy."""
+    while True:
+        reloads = [line for line in served.lines() if line["event"] == "reloaded"]
+        if len(reloads) > 1 and reloads[-1]["policy"] == policy:
+            return
+        served.wait_for("^reloaded$")
