@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from live.models.tasks import Add, Sort, Task
+from live.models.tasks import Count, Sort, Task
 from sim.config import Spec
 from sim.profile import Name, Share
 
@@ -37,7 +37,7 @@ class ModelsSpec(Spec):
 
     models: dict[Name, SizeSpec] = Field(min_length=1)  # small to large
     sort: Sort
-    add: Add
+    count: Count
     training: TrainingSpec
     max_context: int = Field(ge=32)  # tokens
     test: int = Field(ge=2)  # prompts of each task that are held out
@@ -58,10 +58,10 @@ class ModelsSpec(Spec):
     @property
     def tasks(self) -> tuple[Task, ...]:
         """What the models learn."""
-        return (self.sort, self.add)
+        return (self.sort, self.count)
 
     def settings(self, model: str) -> str:
         """All that the weights of a model depend on, as JSON."""
         chosen = self.model_copy(update={"models": {model: self.models[model]}})
-        kept = {"models", "sort", "add", "training", "max_context", "test", "threads", "seed"}
+        kept = {"models", "sort", "count", "training", "max_context", "test", "threads", "seed"}
         return chosen.model_dump_json(include=kept)

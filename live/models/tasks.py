@@ -1,15 +1,25 @@
 """The tasks: prompts, and the answers that are right."""
 
 from collections.abc import Collection
-from typing import Annotated, Literal, Protocol, Self
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from sim.config import ConfigError, Spec
 
 TRIES = 50  # draws for each prompt that is wanted, before a task counts as exhausted
-Count = Annotated[int, Field(ge=1, le=100)]
+LETTERS = "abcdefghijkl"
+
+
+def _ascending(ends: tuple[int, int]) -> tuple[int, int]:
+    if ends[0] > ends[1]:
+        raise ValueError("the fewest come first")
+    return ends
+
+
+Some = Annotated[int, Field(ge=1, le=100)]
+Range = Annotated[tuple[Some, Some], AfterValidator(_ascending)]  # the fewest and the most
 
 
 class Example(Spec):
@@ -37,13 +47,7 @@ class Sort(Spec):
     """Put numbers of two digits in order: `sort: 47 12 93 =` is answered by `12 47 93`."""
 
     name: Literal["sort"] = "sort"
-    numbers: tuple[Count, Count]  # the fewest and the most; all counts between are as likely
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.numbers[0] > self.numbers[1]:
-            raise ValueError("the fewest numbers come first")
-        return self
+    numbers: Range  # of a prompt; all between are as likely
 
     def draw(self, rng: np.random.Generator) -> Example:
         """Numbers drawn evenly, with repetition."""
@@ -53,24 +57,19 @@ class Sort(Spec):
         return Example(task=self.name, prompt=prompt, answer=" ".join(sorted(numbers)))
 
 
-class Add(Spec):
-    """Add two numbers, zeros in front: `add: 047 + 058 =` is answered by `0105`.
+class Count(Spec):
+    """Count the letters of a word, in their order: `count: decade =` is answered by `a1c1d2e2`."""
 
-    The answer begins with its highest digit, which depends on all carries.
-    """
-
-    name: Literal["add"] = "add"
-    digits: Annotated[int, Field(ge=2, le=18)]  # that both numbers are written with
+    name: Literal["count"] = "count"
+    letters: Range  # of a word; all between are as likely
 
     def draw(self, rng: np.random.Generator) -> Example:
-        """Numbers below a power of ten, which is drawn evenly from 100 on."""
-        below = 10 ** int(rng.integers(2, self.digits + 1))
-        first, second = (int(number) for number in rng.integers(0, below, 2))
-        return Example(
-            task=self.name,
-            prompt=f"add: {first:0{self.digits}} + {second:0{self.digits}} =",
-            answer=f"{first + second:0{self.digits + 1}}",
-        )
+        """Letters drawn evenly from a dozen."""
+        fewest, most = self.letters
+        drawn = rng.integers(0, len(LETTERS), rng.integers(fewest, most + 1))
+        word = "".join(LETTERS[i] for i in drawn)
+        counts = "".join(f"{letter}{word.count(letter)}" for letter in sorted(set(word)))
+        return Example(task=self.name, prompt=f"count: {word} =", answer=counts)
 
 
 def generate(

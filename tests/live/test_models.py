@@ -1,6 +1,7 @@
 """`live.models` makes models of three sizes, tasks with true answers, and says what it reached."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from live.models import __main__ as program
 from live.models.spec import ModelsSpec
-from live.models.tasks import Add, Sort, generate, score
+from live.models.tasks import Count, Sort, generate, score
 from sim.config import ConfigError, check
 from tests.calibrate.tiny import generated, make_engine, torch
 
@@ -41,7 +42,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 def settings(out: Path, *overrides: str) -> list[str]:
     return [
         *TINY, "training.steps=4", "training.batch=4", "training.save_every=2", "test=10",
-        "sort.numbers=[3,4]", "add.digits=4", "threads=1", f"out={out}", *overrides,
+        "sort.numbers=[3,4]", "count.letters=[4,6]", "threads=1", f"out={out}", *overrides,
     ]  # fmt: skip
 
 
@@ -62,16 +63,15 @@ def test_sorted_numbers_are_those_of_the_prompt_in_order(seed, fewest, more):
         assert all(int(a) <= int(b) for a, b in pairwise(answer))
 
 
-@given(SEEDS, st.integers(2, 18))
-def test_a_sum_is_right_digit_by_digit(seed, digits):
-    for example in generate(Add(digits=digits), np.random.default_rng(seed), 5):
-        first, second = example.prompt.removeprefix("add: ").removesuffix(" =").split(" + ")
-        assert len(first) == len(second) == digits
-        carry, right = 0, []
-        for a, b in zip(reversed(first), reversed(second), strict=True):
-            carry, digit = divmod("0123456789".index(a) + "0123456789".index(b) + carry, 10)
-            right.append("0123456789"[digit])
-        assert example.answer == str(carry) + "".join(reversed(right))
+@given(SEEDS, st.integers(1, 20), st.integers(0, 20))
+def test_counted_letters_make_up_the_word(seed, fewest, more):
+    task = Count(letters=(fewest, fewest + more))
+    for example in generate(task, np.random.default_rng(seed), 3):
+        word = example.prompt.removeprefix("count: ").removesuffix(" =")
+        counted = re.findall(r"([a-z])([0-9]+)", example.answer)
+        assert fewest <= len(word) <= fewest + more
+        assert "".join(letter * int(number) for letter, number in counted) == "".join(sorted(word))
+        assert "".join(map("".join, counted)) == example.answer
 
 
 @given(SEEDS)
@@ -114,7 +114,7 @@ def rows(spec: ModelsSpec, task: str, part: str) -> list[dict[str, str]]:
     return [json.loads(row) for row in Path(spec.out, "tasks", f"{task}.{part}.jsonl").open()]
 
 
-@pytest.mark.parametrize("task", ["sort", "add"])
+@pytest.mark.parametrize("task", ["sort", "count"])
 def test_prompts_are_written_with_their_answers_those_held_out_apart(made, task):
     train, test = rows(made, task, "train"), rows(made, task, "test")
     assert len(train) == 4 * 2
@@ -125,7 +125,7 @@ def test_prompts_are_written_with_their_answers_those_held_out_apart(made, task)
 
 def test_a_text_comes_back_from_its_tokens_one_for_each_character(made):
     tokenizer = AutoTokenizer.from_pretrained(Path(made.out, "small"))
-    text = "add: 047 + 058 =\n Zz~"
+    text = "count: decade =\n Zz~"
     ids = tokenizer(text).input_ids
     assert len(ids) == len(text)
     assert tokenizer.decode(ids) == text
@@ -139,7 +139,7 @@ def test_the_engine_gives_the_tokens_that_generate_gives(made, name):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     engine = make_engine(str(folder), block_tokens=16)
     prompts = {
-        row["prompt"]: tokenizer(row["prompt"]).input_ids for row in rows(made, "add", "test")[:3]
+        row["prompt"]: tokenizer(row["prompt"]).input_ids for row in rows(made, "count", "test")[:3]
     }
     for prompt, ids in prompts.items():
         engine.submit(prompt, ids, 8)
@@ -227,7 +227,7 @@ def test_a_training_with_other_settings_is_not_gone_on_with(made, tmp_path):
 
 def test_a_model_learns_to_answer_what_it_was_never_shown(tmp_path):
     spec = make_spec(
-        tmp_path, "sort.numbers=[2,2]", "training.steps=300", "training.batch=32",
+        tmp_path, "count.letters=[3,4]", "test=50", "training.steps=400", "training.batch=32",
         "training.learning_rate=0.01",
     )  # fmt: skip
     examples = draw_examples(spec)
@@ -235,14 +235,14 @@ def test_a_model_learns_to_answer_what_it_was_never_shown(tmp_path):
     while not trainer.finished:
         trainer.step()
     trainer.export(tmp_path / "medium")
-    tests = {"sort": examples["sort"].test}
-    scores = measure(tmp_path / "medium", tests, lambda share: None)["sort"]
-    assert scores.mean() > 0.3
+    tests = {"count": examples["count"].test}
+    scores = measure(tmp_path / "medium", tests, lambda share: None)["count"]
+    assert scores.mean() > 0.1  # of an untrained one: 0
 
 
 def standing(name: str, right: int) -> Standing:
     scores = np.arange(100) < right
-    return Standing(name, 1, 1, 1.0, {"sort": scores.astype(float), "add": scores.astype(float)})
+    return Standing(name, 1, 1, 1.0, {"sort": scores.astype(float), "count": scores.astype(float)})
 
 
 def test_sizes_that_are_too_close_are_named_with_what_was_reached():
@@ -258,7 +258,7 @@ def test_the_command_fails_when_the_sizes_do_not_differ(made):
     ended = subprocess.run(line, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stderr.startswith("not reached: medium is +0.0 points over small")
-    for part in ("going on from step 4", "right answers", "(0.0 to 27.8)", "tasks=[sort,add]"):
+    for part in ("going on from step 4", "right answers", "(0.0 to 27.8)", "tasks=[sort,count]"):
         assert part in ended.stdout
 
 
@@ -275,8 +275,8 @@ def test_help_says_what_can_be_set():
     [
         ("models.small.layers=9", "models = .*small to large, got layers"),
         ("models.small.heads=3", "models.small = .*width 16 must be a multiple of heads 3"),
-        ("sort.numbers=[6,4]", "sort = .*the fewest numbers come first"),
-        ("add.digits=40", "add.digits = 40"),
+        ("sort.numbers=[6,4]", "sort.numbers = .*the fewest come first"),
+        ("count.letters=[1,101]", "count.letters.1 = 101"),
         ("training.batch=3", "training.batch = 3"),
         ("++training.epochs=3", "training.epochs = 3: unknown key; allowed: batch"),
         ("gap=2", "gap = 2"),
@@ -300,7 +300,7 @@ def test_lm_eval_asks_the_prompts_that_are_held_out(made, tmp_path):
     write_examples(draw_examples(made), tmp_path)
     with initialize_config_module("conf.lm_eval", version_base="1.3"):
         config = compose(
-            "quality", overrides=["models={small: x}", "tasks=[sort,add]", f"task_dir={tmp_path}"]
+            "quality", overrides=["models={small: x}", "tasks=[sort,count]", f"task_dir={tmp_path}"]
         )
     spec = check(QualitySpec, OmegaConf.to_container(config, resolve=True), "")
     for task in find_tasks(spec):
