@@ -34,10 +34,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str, stream: TextIO = sys.stderr) -> None:
-    """Let everything of the process be logged as JSON lines from a level on."""
+    """Let everything of the process be logged as JSON lines from a level on, warnings too."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.captureWarnings(True)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it tells which devices it did not find
 
 
 def note(logger: logging.Logger, event: str, level: int = logging.INFO, **fields: object) -> None:
