@@ -10,6 +10,9 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
+
+pytest.importorskip("fastapi", reason="needs pip install -e '.[live]'")
 
 from agent.baselines.rule import Rule, least
 from live.backend import Json
