@@ -17,6 +17,7 @@ from sim.profile import StepTime
 FOLDS = 5
 ROUNDS = 3  # of weighting; it has settled by then
 LIMIT = 3.0  # times what the fit says: beyond, a step was held up
+LEAST = 0.01  # of the median step: what errors are relative to at the least
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ def estimate(cells: Sequence[Seen], token_budget: int) -> Estimate:
 
     Steps are seen once or a few times, so errors count relative to what the fit before says (Green,
     Iteratively reweighted least squares, JRSS B 46, 1984), and a step that took far longer than
-    that, because of something that is no step, counts as one at the limit.
+    that, because of something that is no step, counts as one at the limit. What a fit makes of odd
+    steps may be near nothing: they count as a small part of a usual step.
     """
     table = step_table(cells)
     fitted = fit.fit_step_time(table)
     for _ in range(ROUNDS):
-        scale_s = fit.predict(fitted, table)
+        scale_s = np.maximum(fit.predict(fitted, table), LEAST * np.median(table.step_s))
         usual = replace(table, step_s=np.minimum(table.step_s, LIMIT * scale_s))
         fitted = fit.fit_step_time(usual, scale_s)
     # `step_table` marks the steps from idle as switches: what they take more is the way
