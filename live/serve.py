@@ -1,6 +1,7 @@
 """The command `python -m live.serve`: a deployment's backends, and the gateway in front of them."""
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -140,6 +141,8 @@ class Service:
         self._send_to(await self._fleets.build(self._plan, self._deciders, None), self._plan)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         watch = loop.create_task(self._watch())
+        gc.collect()
+        gc.freeze()  # what is here stays: no pause of requests to look through it again
         try:
             yield
         finally:

@@ -2,13 +2,13 @@
 
 A request passes the `guard` (who may, and how much), is read into an `Incoming` (`reading`),
 given to the dispatcher, and its `Answer` is sent as a stream or as a whole. `make_app` builds the
-ASGI application; `run` serves it, with the timers that uvicorn does not have (`server`).
+ASGI application; `make_server` serves it, with the timers that uvicorn does not have (`server`).
 """
 
 from live.http.app import make_app
 from live.http.gateway import Gateway, Merge, Tokenizer
 from live.http.guard import Keys, read_keys
-from live.http.server import make_server, run
+from live.http.server import make_server
 
 __all__ = [
     "Gateway",
@@ -18,5 +18,4 @@ __all__ = [
     "make_app",
     "make_server",
     "read_keys",
-    "run",
 ]

@@ -3,7 +3,6 @@
 import asyncio
 import math
 import socket
-from contextlib import suppress
 from functools import partial
 
 import uvicorn
@@ -15,11 +14,8 @@ from live.http.asgi import App
 from live.http.errors import content
 
 HEAD_BYTES = 65_536  # of a request line and headers
-KEEP_ALIVE_S = (
-    75  # longer than clients keep idle connections, so that they do not meet a closed one
-)
-
 KEPT_BYTES = 65_536  # of what was sent, on this side
+KEEP_ALIVE_S = 75  # longer than clients keep idle connections: they are to meet no closed one
 
 _KEPT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on every system
 
@@ -155,9 +151,3 @@ def make_server(app: App, http: HttpSpec, limits: LimitsSpec, drain_s: float) ->
             ssl_keyfile=http.tls_key,
         )
     )
-
-
-def run(app: App, http: HttpSpec, limits: LimitsSpec, drain_s: float) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    with suppress(KeyboardInterrupt):
-        make_server(app, http, limits, drain_s).run()
