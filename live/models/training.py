@@ -49,7 +49,7 @@ class Trainer:
         )
         self._optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=spec.training.learning_rate, betas=(0.9, 0.98),
-            weight_decay=0.01,
+            weight_decay=0.01, fused=True,
         )  # fmt: skip
 
     @property
@@ -128,7 +128,8 @@ class Trainer:
         self, rows: Sequence[Example]
     ) -> tuple[Int64[torch.Tensor, "B T"], Int64[torch.Tensor, "B T"]]:
         """Prompts with their answers, and at each place the token to come, if of an answer."""
-        texts = [[*self._tokenizer(row.prompt + row.answer).input_ids, END_ID] for row in rows]
+        tokens = self._tokenizer([row.prompt + row.answer for row in rows]).input_ids
+        texts = [[*text, END_ID] for text in tokens]
         longest = max(map(len, texts))
         ids = torch.full((len(rows), longest), PAD_ID)
         targets = torch.full((len(rows), longest), IGNORED)
