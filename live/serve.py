@@ -77,7 +77,6 @@ class Service:
             dispatcher=self._dispatcher,
             terms=terms(first),
             tokenizer=self._tokenizer,
-            vocabulary=None,
             estimate=self._backends.lengths.of,
             passes_on=_passes_on(first),
             merge=Merge,
@@ -98,6 +97,8 @@ class Service:
         admin_keys = read_keys("http.admin_key_env", spec.http.admin_key_env)
         app = make_app(self.gateway, keys, admin_keys, self._life)
         self._server = make_server(app, spec.http, spec.limits, spec.drain_s)
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again at its end
+            signal.signal(number, lambda *_: sys.exit(0))
         self._server.run()
         if self.failure is not None:
             raise self.failure

@@ -40,7 +40,6 @@ class Gateway:
     dispatcher: Dispatcher
     terms: Terms
     tokenizer: Tokenizer | None  # None: prompts are left to the servers
-    vocabulary: int | None  # token ids are below it; None: not known
     estimate: Callable[[Endpoint, Json], int]  # prompt tokens of a body, without a tokenizer
     passes_on: bool  # all replicas are servers by URL, which know more parameters than ours
     merge: Callable[[Endpoint], Merge]

@@ -200,8 +200,6 @@ async def _prompt(
         prompt = prompt[0]
     if not isinstance(prompt, str):
         ids = cast(tuple[int, ...], tuple(prompt))
-        if gateway.vocabulary is not None and max(ids) >= gateway.vocabulary:
-            raise InvalidError("prompt", f"prompt: token ids must be below {gateway.vocabulary}")
     elif gateway.tokenizer is None:
         return None, gateway.estimate("completions", words)
     else:

@@ -179,7 +179,7 @@ def make_front(
         dispatcher.draining = False
 
     parts: dict[str, Any] = {
-        "dispatcher": dispatcher, "terms": terms, "tokenizer": Letters(), "vocabulary": 1 << 20,
+        "dispatcher": dispatcher, "terms": terms, "tokenizer": Letters(),
         "estimate": lambda endpoint, body: 7, "passes_on": False, "merge": Joined,
         "metrics": lambda: b"up 1\n", "reload": reload, "fingerprint": "fp_test",
     }  # fmt: skip

@@ -59,6 +59,8 @@ def test_a_deployment_from_start_to_end(tmp_path: Path) -> None:
         assert answered.status_code == 200
         assert answered.headers["x-besteffort-replica"] == "w/opt-1m"
         assert answered.json()["usage"]["completion_tokens"] == 4
+        refused = served.complete(prompt=[5, 2**31 - 1])  # the model has no such token
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "refused_by_server")
         (worker,) = children(served.process.pid)
 
         # a stream that is being read lives through a reload and a drain
