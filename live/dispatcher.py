@@ -109,8 +109,11 @@ class Dispatcher:
             RefusalError: if none takes it.
         """
         ledger = self.fleet.ledger
+        tasks = ledger.cluster.tasks
+        if incoming.task not in tasks:  # it was, until the deployment changed
+            raise RefusalError(400, "unknown_task", f"task {incoming.task!r}: {', '.join(tasks)}")
         asked = Asked(
-            task=ledger.cluster.tasks.index(incoming.task),
+            task=tasks.index(incoming.task),
             prompt_tokens=incoming.prompt_tokens,
             max_tokens=incoming.max_tokens,
             arrival_ticks=self._ticks(incoming.arrived_s),

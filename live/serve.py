@@ -36,6 +36,8 @@ from sim.config import ConfigError, check
 
 Recompose = Callable[[], Plan]  # the deployment as its files say now
 
+READY_S = 600.0  # that new workers may take on reloading
+
 _log = logging.getLogger(__name__)
 
 
@@ -185,9 +187,6 @@ class Service:
         task.add_done_callback(self._background.discard)
 
 
-READY_S = 600.0  # that new workers may take on reloading
-
-
 def _passes_on(checked: Plan) -> bool:
     return all(isinstance(spec, ServerSpec) for spec in checked.spec.backends)
 
@@ -244,7 +243,11 @@ def main(config: DictConfig) -> None:
     name, overrides = of_hydra.job.config_name, list(of_hydra.overrides.task)
 
     def recompose() -> Plan:
-        return _checked(compose(name, overrides))
+        try:
+            composed = compose(name, overrides)
+        except Exception as error:  # of YAML, of OmegaConf or of Hydra
+            raise ConfigError("deployment", name, f"must be YAML for Hydra ({error})") from error
+        return _checked(composed)
 
     console = Console()
     try:

@@ -31,12 +31,13 @@ class Served:
         lines = self._log.read_text("utf-8").splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
-    def wait_for(self, event: str, within_s: float = START_S) -> dict[str, Any]:
-        """The first line whose event matches."""
+    def wait_for(self, event: str, within_s: float = START_S, **fields: str) -> dict[str, Any]:
+        """The first line whose event matches, and whose fields have what is given."""
         until = monotonic() + within_s
         while monotonic() < until:
             for line in self.lines():
-                if re.search(event, line["event"]):
+                told = all(text in str(line.get(name)) for name, text in fields.items())
+                if told and re.search(event, line["event"]):
                     return line
             assert self.process.poll() is None, self._log.read_text("utf-8")
             sleep(0.05)

@@ -89,9 +89,10 @@ def test_a_deployment_from_start_to_end(tmp_path: Path) -> None:
         assert renewed.headers["x-besteffort-policy"] == "least_loaded"
         assert children(served.process.pid) == [worker]
 
-        mine.write_text("defaults: [serve, _self_]\nlimits: {attempts: 0}\n")
-        served.signal(signal.SIGHUP)
-        assert "limits.attempts = 0" in served.wait_for("^not reloaded$")["reason"]
+        for wrong, said in (("limits: {attempts: 0}", "limits.attempts = 0"), ("a: [", "YAML")):
+            mine.write_text(f"defaults: [serve, _self_]\n{wrong}\n")
+            served.signal(signal.SIGHUP)
+            served.wait_for("^not reloaded$", reason=said)
         assert served.complete().status_code == 200
 
         served.signal(signal.SIGTERM)
