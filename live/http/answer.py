@@ -6,12 +6,11 @@ from secrets import token_hex
 from time import time
 
 import msgspec
-from starlette.responses import Response
 
 from live.backend import Delta, Endpoint, Json
-from live.call import Call, End, Incoming, RefusalError
+from live.call import Call, End, RefusalError
 from live.http.asgi import Headers, Receive, Scope, Send
-from live.http.errors import Refusal, answering, content, decided
+from live.http.errors import BROKEN, Refusal, answering, content, decided
 from live.http.gateway import Gateway
 from live.http.schemas import Body
 
@@ -28,66 +27,65 @@ _OBJECTS: Mapping[Endpoint, tuple[str, str, str]] = {  # of an id, of a piece an
 }
 
 
-class Answer(Response):  # type: ignore[misc]
-    """Sends a request to a replica, and its answer to the client.
+class Answer:
+    """The answer to a request that was sent to a replica: an ASGI application.
 
     Status and headers go out with the first piece of the answer: until then another replica may
     take over, and a failure has a status of its own.
     """
 
-    def __init__(self, gateway: Gateway, incoming: Incoming, body: Body) -> None:
-        self.background = None  # as FastAPI expects of a response
-        self._gateway, self._incoming = gateway, incoming
+    def __init__(self, gateway: Gateway, call: Call, body: Body) -> None:
+        self._gateway, self._call = gateway, call
+        self._endpoint = call.incoming.endpoint
         self._stream = bool(body.stream)
         options = body.stream_options
         self._tells_usage = options is not None and bool(options.include_usage)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and free the replica's slot if the client does not wait for it."""
-        dispatcher = self._gateway.dispatcher
+        """Send it, and free the replica's slot if the client does not wait for it."""
+        watch = asyncio.create_task(self._watch(receive))
         try:
-            call = dispatcher.admit(self._incoming)
+            await (self._pieces(send) if self._stream else self._whole(send))
         except RefusalError as refusal:
-            await Refusal(refusal, decided(refusal.call))(scope, receive, send)
-            return
-        watch = asyncio.create_task(self._watch(call, receive))
-        try:
-            await (self._pieces(call, send) if self._stream else self._whole(call, send))
-        except RefusalError as refusal:
-            await self._give_up(call, refusal, scope, receive, send)
+            await self._give_up(refusal, scope, receive, send)
         except asyncio.CancelledError:  # by the server, which is about to end
             ending = RefusalError(503, "draining", "the gateway ended before the answer did")
-            await self._give_up(call, ending, scope, receive, send)
+            await self._give_up(ending, scope, receive, send)
+        except Exception:
+            await self._give_up(BROKEN, scope, receive, send)
+            raise  # to the server, which logs it
         finally:
             watch.cancel()
-            if call.end is None:
-                dispatcher.close(call)
+            self._close()
 
-    async def _watch(self, call: Call, receive: Receive) -> None:
+    def _close(self) -> None:
+        if self._call.end is None:
+            self._gateway.dispatcher.close(self._call)
+
+    async def _watch(self, receive: Receive) -> None:
         """Close the call when the client goes away."""
         while (await receive())["type"] != "http.disconnect":
             pass
-        if call.end is None:
-            self._gateway.dispatcher.close(call)
+        self._close()
 
     async def _give_up(
-        self, call: Call, refusal: RefusalError, scope: Scope, receive: Receive, send: Send
+        self, refusal: RefusalError, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Tell why there is no answer, or no more of it."""
-        if not call.committed:
-            await Refusal(refusal, decided(call))(scope, receive, send)
+        if not self._call.committed:
+            await Refusal(refusal, decided(self._call))(scope, receive, send)
         elif self._stream:
             event = b"data: " + content(refusal) + b"\n\n"
             await _send(send, event, more=False)
 
-    async def _whole(self, call: Call, send: Send) -> None:
+    async def _whole(self, send: Send) -> None:
+        call = self._call
         attempt, deltas = call.attempts, list[Delta]()
         while more := await call.fetch():
             if call.attempts != attempt:  # it was begun anew
                 attempt, deltas = call.attempts, []
             deltas += more
-        choices = self._choices(call, deltas)
-        frame = self._frame(call, _OBJECTS[self._incoming.endpoint][2])
+        choices, frame = self._choices(deltas), self._frame(_OBJECTS[self._endpoint][2])
         answer = msgspec.json.encode({**frame, "choices": choices, "usage": usage(call)})
         call.committed = True
         headers: Headers = [
@@ -98,28 +96,28 @@ class Answer(Response):  # type: ignore[misc]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await _send(send, answer, more=False)
 
-    def _choices(self, call: Call, deltas: Sequence[Delta]) -> list[Json]:
+    def _choices(self, deltas: Sequence[Delta]) -> list[Json]:
         """The choices of a whole answer."""
-        endpoint = self._incoming.endpoint
         theirs = [delta.choice for delta in deltas if delta.choice is not None]
         if theirs:
-            merge = self._gateway.merge(endpoint)
+            merge = self._gateway.merge(self._endpoint)
             for piece in theirs:
                 merge.add(piece)
             return merge.choices()
         text = "".join(delta.text for delta in deltas)
-        choice: Json = {"index": 0, "logprobs": None, "finish_reason": finish_reason(call)}
-        if endpoint == "chat":
+        choice: Json = {"index": 0, "logprobs": None, "finish_reason": finish_reason(self._call)}
+        if self._endpoint == "chat":
             choice["message"] = {"role": "assistant", "content": text}
         else:
             choice["text"] = text
         return [choice]
 
-    async def _pieces(self, call: Call, send: Send) -> None:
+    async def _pieces(self, send: Send) -> None:
+        call = self._call
         deltas = await call.fetch()
         ended = call.end
-        endpoint = self._incoming.endpoint
-        pieces = Pieces(endpoint, self._tells_usage, self._frame(call, _OBJECTS[endpoint][1]))
+        frame = self._frame(_OBJECTS[self._endpoint][1])
+        pieces = Pieces(self._endpoint, self._tells_usage, frame)
         call.committed = True
         headers = [*_STREAM, *decided(call)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -133,13 +131,13 @@ class Answer(Response):  # type: ignore[misc]
             raise ended
         await _send(send, events + pieces.last(call), more=False)
 
-    def _frame(self, call: Call, kind: str) -> Json:
+    def _frame(self, kind: str) -> Json:
         """What all pieces of an answer have in common."""
         return {
-            "id": f"{_OBJECTS[self._incoming.endpoint][0]}-{token_hex(12)}",
+            "id": f"{_OBJECTS[self._endpoint][0]}-{token_hex(12)}",
             "object": kind,
             "created": int(time()),
-            "model": answering(call),
+            "model": answering(self._call),
             "system_fingerprint": self._gateway.fingerprint,
         }
 

@@ -1,6 +1,6 @@
 """The ASGI application: which paths there are, and who answers them."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import time
 
@@ -15,12 +15,17 @@ from live.call import RefusalError
 from live.deployment import ROUTER
 from live.http import document, schemas
 from live.http.answer import Answer
-from live.http.asgi import App
-from live.http.errors import InvalidError, Refusal
+from live.http.asgi import App, Receive, Scope, Send
+from live.http.errors import BROKEN, InvalidError, Refusal, decided
 from live.http.gateway import Gateway
 from live.http.guard import ADMIN, Guard, Keys, arrival, read_body
 from live.http.reading import read
 from sim.config import ConfigError
+
+ENDPOINTS: Mapping[str, Endpoint] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+}
 
 Handler = Callable[[Request], Awaitable[Response]]
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -41,16 +46,17 @@ def make_app(
         lifespan: Entered before the first request is taken, left after the last answer.
     """
     keys, admin_keys = keys or Keys(), admin_keys or Keys()
+    pages, keyed = Pages(gateway), bool(keys)
+    completing: dict[str, App] = {}
+    posts: dict[str, document.Node] = {}
+    for path, endpoint in ENDPOINTS.items():
+        completing[path] = Completing(gateway, endpoint)
+        posts[path] = document.completing(endpoint, keyed, gateway.passes_on)
     api = document.Documented(
-        title="Besteffort", description=document.DESCRIPTION, redoc_url=None,
+        posts, title="Besteffort", description=document.DESCRIPTION, redoc_url=None,
         swagger_ui_oauth2_redirect_url=None, redirect_slashes=False, lifespan=lifespan,
     )  # fmt: skip
     api.terms = lambda: gateway.terms
-    pages, keyed = Pages(gateway), bool(keys)
-    paths: dict[Endpoint, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
-    for endpoint, path in paths.items():
-        told = document.completing(endpoint, keyed, gateway.passes_on)
-        _add(api, "POST", path, pages.completing(endpoint), told)
     told = document.page("The models that a request may name", schemas.ModelList, keyed)
     _add(api, "GET", "/v1/models", pages.models, told)
     named = {"parameters": [{"in": "path", "name": "model", "required": True,
@@ -70,27 +76,48 @@ def make_app(
     api.add_exception_handler(RefusalError, _refused)
     api.add_exception_handler(HTTPException, _no_such_page)
     api.add_exception_handler(Exception, _broken)
-    return Guard(api, keys, admin_keys)
+
+    async def paths(scope: Scope, receive: Receive, send: Send) -> None:
+        await completing.get(scope.get("path", ""), api)(scope, receive, send)
+
+    return Guard(paths, keys, admin_keys)
+
+
+class Completing:
+    """Answers the requests of an endpoint: an ASGI application.
+
+    It is no page of FastAPI's: the way of a request through that is longer than all else that
+    happens to it here.
+    """
+
+    def __init__(self, gateway: Gateway, endpoint: Endpoint) -> None:
+        self._gateway, self._endpoint = gateway, endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the request, then answer it."""
+        noted, gateway = arrival(scope), self._gateway
+        try:
+            if scope["method"] != "POST":
+                raise RefusalError(405, "method_not_allowed", "only POST is allowed here")
+            raw = await read_body(noted.headers, receive, gateway.terms.limits)
+            incoming, body = await read(self._endpoint, raw, noted, gateway)
+            call = gateway.dispatcher.admit(incoming)
+        except RefusalError as refusal:
+            headers = [(b"allow", b"POST")] if refusal.status == 405 else decided(refusal.call)
+            await Refusal(refusal, headers)(scope, receive, send)
+        except Exception:
+            await Refusal(BROKEN)(scope, receive, send)
+            raise  # to the server, which logs it
+        else:
+            await Answer(gateway, call, body)(scope, receive, send)
 
 
 class Pages:
-    """What answers on the paths."""
+    """What answers on the other paths."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._created = int(time())
-
-    def completing(self, endpoint: Endpoint) -> Handler:
-        """What answers the requests of an endpoint."""
-        gateway = self._gateway
-
-        async def complete(request: Request) -> Response:
-            noted = arrival(request.scope)
-            raw = await read_body(noted.headers, request.receive, gateway.terms.limits)
-            incoming, body = await read(endpoint, raw, noted, gateway)
-            return Answer(gateway, incoming, body)
-
-        return complete
 
     async def models(self, request: Request) -> Response:
         """The virtual model that leaves the choice to the router, then the others."""
@@ -172,4 +199,4 @@ async def _no_such_page(request: Request, error: HTTPException) -> Refusal:
 
 
 async def _broken(request: Request, error: Exception) -> Refusal:
-    return Refusal(RefusalError(500, "internal_error", "a fault of the gateway"))
+    return Refusal(BROKEN)

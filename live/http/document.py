@@ -92,53 +92,67 @@ _STREAM: Node = {
 }
 _SECURITY: Node = {"security": [{"key": []}]}
 _SCHEMAS = "#/components/schemas/"
+_ERROR: type[BaseModel] = schemas.ErrorBody
+_BODIES: Mapping[Endpoint, type[BaseModel]] = {
+    "chat": schemas.ChatBody,
+    "completions": schemas.CompletionBody,
+}
+_WHOLES: Mapping[Endpoint, type[BaseModel]] = {
+    "chat": schemas.ChatCompletion,
+    "completions": schemas.Completion,
+}
 
 
 class Documented(FastAPI):  # type: ignore[misc]
-    """FastAPI with what it cannot know: bodies that it does not parse, keys, and the terms."""
+    """FastAPI with what it cannot know: paths that are not its own, keys, and the terms."""
 
     terms: Callable[[], Terms]
+
+    def __init__(self, posts: Mapping[str, Node], **of_fastapi: object) -> None:
+        """`posts` are operations by their paths."""
+        super().__init__(**of_fastapi)
+        self._posts = posts
 
     def openapi(self) -> Node:
         """The document, with the models and tasks of now."""
         document: Node = super().openapi()
         terms, components = self.terms(), document.setdefault("components", {})
-        bodies: list[type[BaseModel]] = [schemas.ChatBody, schemas.CompletionBody]
         _, defined = models_json_schema(
-            [(body, "validation") for body in bodies], ref_template=_SCHEMAS + "{model}"
+            [(model, "validation") for model in (*_BODIES.values(), *_WHOLES.values(), _ERROR)],
+            ref_template=_SCHEMAS + "{model}",
         )
-        for body in bodies:
+        for body in _BODIES.values():
             model = defined["$defs"][body.__name__]["properties"]["model"]
             model["enum"] = [ROUTER, *terms.models]
         components.setdefault("schemas", {}).update(defined["$defs"])
         components["parameters"] = _parameters(terms)
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["paths"] |= {path: {"post": operation} for path, operation in self._posts.items()}
         return document
 
 
 def completing(endpoint: Endpoint, keyed: bool, passes_on: bool) -> Node:
-    """What FastAPI is told of an endpoint that completes."""
-    chat = endpoint == "chat"
-    whole: type[BaseModel] = schemas.ChatCompletion if chat else schemas.Completion
-    body: type[BaseModel] = schemas.ChatBody if chat else schemas.CompletionBody
+    """The operation that completes."""
     statuses = [400, *_locked(keyed), 404, 408, 413, 415, 429, 500, 502, 503, 504]
     told = decided_headers()
     responses = _refusals(statuses, told)
     responses[200] = {
-        "model": whole,
+        "model": _WHOLES[endpoint],
         "description": "The answer, as a whole or as a stream.",
         "headers": {**_REQUEST_ID, **told},
         "content": {"text/event-stream": _STREAM},
     }
     if passes_on:
         responses["default"] = _refusal("What a server by URL refuses with.", told)
-    schema = {"$ref": _SCHEMAS + body.__name__}
-    extra: Node = {
+    body = {"application/json": {"schema": _reference(_BODIES[endpoint])}}
+    return {
+        "operationId": endpoint,
+        "summary": "Answer a conversation" if endpoint == "chat" else "Continue a text",
         "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in _HEADERS],
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        "requestBody": {"required": True, "content": body},
+        "responses": {str(status): _resolved(told) for status, told in responses.items()},
+        **(_SECURITY if keyed else {}),
     }
-    summary = "Answer a conversation" if chat else "Continue a text"
-    return _operation(summary, responses, keyed, extra)
 
 
 def page(
@@ -180,6 +194,17 @@ def _operation(summary: str, responses: Responses, keyed: bool, extra: Node) -> 
     }
 
 
+def _resolved(response: Node) -> Node:
+    """A response as the document has it, where FastAPI takes a model."""
+    model = response.pop("model")
+    content = {"application/json": {"schema": _reference(model)}, **response.get("content", {})}
+    return {**response, "content": content}
+
+
+def _reference(model: type[BaseModel]) -> Node:
+    return {"$ref": _SCHEMAS + model.__name__}
+
+
 def _locked(keyed: bool) -> list[int]:
     return [401] if keyed else []
 
@@ -199,7 +224,7 @@ def _refusals(statuses: Iterable[int], told: Node) -> Responses:
 
 def _refusal(description: str, headers: Node) -> Node:
     return {
-        "model": schemas.ErrorBody,
+        "model": _ERROR,
         "description": description,
         "headers": {**_REQUEST_ID, **headers},
     }

@@ -8,6 +8,7 @@ from live.call import Call, RefusalError
 from live.http.asgi import Headers, Message, Receive, Scope, Send
 
 CLIENT_GONE = "client_gone"  # the one refusal that nobody is told
+BROKEN = RefusalError(500, "internal_error", "a fault of the gateway")
 
 _UNREAD = frozenset({408, 413})  # what is left of the request is not read
 
@@ -81,8 +82,6 @@ def header(text: str) -> bytes:
 
 class Refusal:
     """The response to a refused request: an ASGI application."""
-
-    background = None  # as Starlette's responses have it
 
     def __init__(self, refusal: RefusalError, headers: Headers | None = None) -> None:
         self._refusal, self._headers = refusal, headers or []
