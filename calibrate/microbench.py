@@ -9,26 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 
 from calibrate import journal
 from calibrate.engine import Engine
 from calibrate.machine import Gauge
-from calibrate.samples import Sample, median_interval, name
+from calibrate.samples import RepeatSpec, Sample, median_interval, name
 from calibrate.shapes import Shape
 from calibrate.step import Step, counts
-from sim.config import Spec
 
 OTHERS_BATCH, OTHERS_CONTEXT = 4, 100  # of the steps that other models compute in between
-
-
-class RepeatSpec(Spec):
-    """How often a shape is timed."""
-
-    interval: float = Field(gt=0, lt=1)  # half-width aimed at, relative to the median, at 95 %
-    least: int = Field(ge=5)  # samples of a shape
-    most: int = Field(ge=5)
-    visit: int = Field(ge=1)  # samples taken in a row, after one that is thrown away
 
 
 SAMPLES = TypeAdapter(list[Sample])

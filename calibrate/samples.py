@@ -1,12 +1,23 @@
-"""Timed steps of one shape, and what is known of their median."""
+"""Timed steps of one shape, how often it is timed, and what is known of the median."""
 
 import json
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import Field
 from scipy import stats
 
 from calibrate.shapes import Shape
+from sim.config import Spec
+
+
+class RepeatSpec(Spec):
+    """How often a shape is timed."""
+
+    interval: float = Field(gt=0, lt=1)  # half-width aimed at, relative to the median, at 95 %
+    least: int = Field(ge=5)  # samples of a shape
+    most: int = Field(ge=5)
+    visit: int = Field(ge=1)  # samples taken in a row, after one that is thrown away
 
 
 @dataclass(frozen=True)

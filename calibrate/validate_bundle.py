@@ -20,8 +20,8 @@ from calibrate.engine import Engine
 from calibrate.engine_spec import EngineSpec
 from calibrate.loopback import LoopbackSpec
 from calibrate.memory import spare_the_collector
-from calibrate.microbench import RepeatSpec
 from calibrate.progress import bars
+from calibrate.samples import RepeatSpec
 from calibrate.validation import Aims, Validation, fresh_errors, loop_back
 from calibrate.validation_report import document, tables, verdict, write_report
 from sim import command

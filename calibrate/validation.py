@@ -12,6 +12,7 @@ from calibrate import fit, microbench
 from calibrate.bundle import Measured, step_table
 from calibrate.engine import Engine
 from calibrate.fit import COEFFICIENTS, Errors
+from calibrate.latency import HELD_TO, Row
 from calibrate.loopback import (
     LoopbackSpec,
     Played,
@@ -26,7 +27,8 @@ from calibrate.loopback import (
     unlike_steps,
 )
 from calibrate.machine import Gauge, environment
-from calibrate.microbench import Journal, RepeatSpec
+from calibrate.microbench import Journal
+from calibrate.samples import RepeatSpec
 from calibrate.shapes import GridSpec, shapes
 from calibrate.sharing import Sharing
 from calibrate.step import Counts
@@ -48,7 +50,6 @@ STATISTICS: Mapping[str, Callable[[np.ndarray], float]] = {
     "P95": lambda values: float(np.percentile(values, 95)),
     "P99": lambda values: float(np.percentile(values, 99)),
 }
-HELD_TO = ("P50", "P95")  # statistics that the aim for latencies is about
 
 
 class Aims(Spec):
@@ -57,41 +58,6 @@ class Aims(Spec):
     median: float = Field(gt=0)  # of a step's time on fresh shapes, by model
     p95: float = Field(gt=0)
     latency: float = Field(gt=0)  # of P50 and P95; or the spread of the real runs, if that is more
-
-
-class Row(Spec):
-    """One statistic of one kind of latency, in seconds: simulated and in each real run."""
-
-    kind: str
-    statistic: str
-    simulated_s: float
-    real_s: tuple[float, ...]
-    at_speed_s: tuple[float, ...]  # simulated, with the step times of each real run
-
-    @property
-    def middle_s(self) -> float:
-        """The median of the real runs."""
-        return float(np.median(self.real_s))
-
-    @property
-    def error(self) -> float:
-        """Simulated against real, relative."""
-        return self.simulated_s / self.middle_s - 1
-
-    @property
-    def error_at_speed(self) -> float:
-        """As `error`, with the speed of each real run: what rules and scheduler alone get wrong."""
-        pairs = zip(self.at_speed_s, self.real_s, strict=True)
-        return float(np.median([simulated / real - 1 for simulated, real in pairs]))
-
-    @property
-    def spread(self) -> float:
-        """How far real runs lie from their median, at the most, relative."""
-        return max(abs(each / self.middle_s - 1) for each in self.real_s)
-
-    def within(self, aim: float) -> bool:
-        """Whether the error is within the aim, or within the spread of real runs."""
-        return abs(self.error) <= max(aim, self.spread)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
 
+from calibrate.latency import HELD_TO
 from calibrate.plots import WIDTH, signed_tick
-from calibrate.validation import HELD_TO, KINDS, STATISTICS, Aims, LoopbackRun
+from calibrate.validation import KINDS, STATISTICS, Aims, LoopbackRun
 from sim.report import SERIES, SOFT, drawn
 
 REAL, SIMULATED = (SERIES[0][0], "-"), (SERIES[1][0], "--")

@@ -12,9 +12,10 @@ from rich.table import Table
 from calibrate import fit, plots, validation_plots
 from calibrate.bundle import read_fit
 from calibrate.fit import Errors
+from calibrate.latency import HELD_TO, Row
 from calibrate.loopback import step_rows
 from calibrate.sharing import Sharing
-from calibrate.validation import HELD_TO, KINDS, LoopbackRun, Row, Validation
+from calibrate.validation import KINDS, LoopbackRun, Validation
 from sim.profile import Bundle, step_seconds
 from sim.report import Section, Value, figure, percent, provenance, quantity, signed, write_page
 from sim.report import table as html_table

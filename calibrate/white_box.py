@@ -17,11 +17,12 @@ from calibrate.bundle import Measured
 from calibrate.engine import PINNED, Engine
 from calibrate.engine_spec import Dtype, EngineSpec
 from calibrate.memory import spare_the_collector
-from calibrate.microbench import Journal, RepeatSpec
+from calibrate.microbench import Journal
 from calibrate.progress import bars
 from calibrate.quality_source import QualitySource, assigned_quality, source_line
 from calibrate.ragged_attention import NAME as ATTENTION
 from calibrate.report import write_report
+from calibrate.samples import RepeatSpec
 from calibrate.shapes import GridSpec, shapes
 from calibrate.weights import model_name
 from sim.config import ConfigError, Spec, check

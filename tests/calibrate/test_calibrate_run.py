@@ -21,8 +21,8 @@ from calibrate import bundle as files
 from calibrate import fit, loopback, run, validate_bundle
 from calibrate.loopback import LoopbackSpec
 from calibrate.machine import Gauge
-from calibrate.microbench import Journal, RepeatSpec, enough, measure
-from calibrate.samples import Sample, median_interval, name
+from calibrate.microbench import Journal, enough, measure
+from calibrate.samples import RepeatSpec, Sample, median_interval, name
 from calibrate.shapes import Shape
 from sim.config import ConfigError
 from sim.profile import Bundle, load_bundle, save_bundle
