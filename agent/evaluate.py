@@ -131,10 +131,14 @@ def _standings_table(standings: Sequence[Standing], title: str, heads: Sequence[
     return table
 
 
-def compose_policies(spec: EvaluationSpec) -> dict[str, PolicyConfig]:
-    """Compose the policies from `conf/policy` by name."""
+def compose_policies(policies: Sequence[str | PolicySpec]) -> dict[str, PolicyConfig]:
+    """Compose policies from `conf/policy` by name: label -> configuration.
+
+    Raises:
+        ConfigError: if there is no such policy.
+    """
     configs: dict[str, PolicyConfig] = {}
-    for entry in spec.policies:
+    for entry in policies:
         chosen = entry if isinstance(entry, PolicySpec) else PolicySpec(policy=entry, label=entry)
         try:
             node = hydra.compose(f"policy/{chosen.policy}").policy
@@ -153,7 +157,7 @@ def main(config: DictConfig) -> None:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         spec = check(EvaluationSpec, values, "")
         meta = load_bundle(spec.cluster.profile).meta
-        trials, capacities_rps = play(spec, compose_policies(spec), console)
+        trials, capacities_rps = play(spec, compose_policies(spec.policies), console)
         standings = compare(trials)
     except MissingMandatoryValue as missing:
         sys.exit(f"refused: {missing.full_key} is missing")

@@ -206,7 +206,7 @@ def test_an_evaluation_warns_of_another_profile_once(tmp_path):
     save(make_checkpoint(profile_hash="another"), tmp_path / "router")
     spec = make_evaluation(tmp_path / "router", tmp_path, 1)
     with initialize_config_module("conf", version_base="1.3"):
-        policies = compose_policies(spec)
+        policies = compose_policies(spec.policies)
     with pytest.warns(PolicyWarning, match="another profile") as told:
         played, _ = play(spec, policies, Console(quiet=True))
     assert len(told) == 1
@@ -242,7 +242,7 @@ def test_checkpoints_are_evaluated_in_parallel_as_in_one_process(folder, tmp_pat
     for n_jobs in (1, 2):
         spec = make_evaluation(folder, tmp_path / str(n_jobs), n_jobs)
         with initialize_config_module("conf", version_base="1.3"):
-            policies = compose_policies(spec)
+            policies = compose_policies(spec.policies)
         played, _ = play(spec, policies, Console(quiet=True))
         trials.append([(t.policy, t.seed, t.earned) for t in played])
     assert trials[0] == trials[1]
