@@ -1,0 +1,397 @@
+"""A validation from its settings to its comparison: rehearsal, live runs, simulations."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from agent.baselines import Uniform
+from agent.capacity import capacity_rps
+from agent.compiled import Compiled
+from agent.provenance import files_hash
+from agent.trial import PolicyConfig
+from live.validation.comparison import Cell, Comparison, LiveRun
+from live.validation.play import Play, play
+from live.validation.probe import Probe, probe
+from live.validation.recording import Recording
+from live.validation.requests import Question, Questions
+from live.validation.spec import ValidateSpec
+from live.validation.steps import gap_s, outside, slower, slowness
+from live.validation.watch import Watch
+from sim.cluster import simulate
+from sim.config import ConfigError, Spec, check
+from sim.deploy import ClusterSpec, build_cluster
+from sim.files import whole
+from sim.observation import Array, Observation
+from sim.policy import Policy, PolicyWarning, State, make_policy
+from sim.profile import Bundle
+from sim.ticks import to_seconds
+from sim.types import Bounds, Cluster, Result, Workload
+from sim.utility import bounds_of, on_time
+from sim.workload import at_rate, content_hash, generate
+
+LOOKS = 3  # at idle workers, before anything is played
+RUNS = "runs"  # the folder of all that was played
+REHEARSED = 1000  # added to the seed of what is played for the comparison
+
+
+class Conditions(Spec):
+    """What was found of the workers before anything was compared."""
+
+    overhead_s: float  # around a lone step: from the gateway to the queue, and back
+    gateway_s: float  # to observe, decide and send; median
+    gap_s: float  # between the steps of a busy device; mean
+    contention: float  # times as long a step takes where all devices are busy; of idle workers
+    slowness: dict[str, float]  # by model, of the rehearsal: step times over those of the bundle
+    calibrated: bool  # here: gap and slowness then went into the bundle
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One load: what every policy is given, simulated and live."""
+
+    load: float
+    rate_rps: float
+    workload: Workload
+    bounds: Bounds
+    questions: Sequence[Question]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What is played, and on what."""
+
+    spec: ValidateSpec
+    bundle: Bundle
+    cluster: Cluster
+    policies: Mapping[str, PolicyConfig]
+    scenes: tuple[Scene, ...]
+    gap_s: float  # between steps, that is in the bundle's step times
+    doubts: Mapping[str, str]  # by policy: why it may not suit the cluster
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """By policy that is made from files, a hash of them."""
+        return {
+            label: files_hash(str(config["checkpoint"]), "checkpoint")
+            for label, config in self.policies.items()
+            if "checkpoint" in config
+        }
+
+    @property
+    def key(self) -> str:
+        """A hash of all that a live run depends on, but for the moment."""
+        content = {
+            "bundle": self.bundle.content_hash,
+            "cluster": self.spec.cluster.model_dump(mode="json", exclude={"profile"}),
+            "models": self.spec.models,
+            "policies": self.policies,
+            "checkpoints": self.checkpoints,
+            "workloads": [content_hash(scene.workload) for scene in self.scenes],
+            "utility": self.spec.utility.model_dump(mode="json"),
+            "seed": self.spec.seed,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def doubts_of(policies: Mapping[str, PolicyConfig], cluster: Cluster) -> dict[str, str]:
+    """By policy that may not suit the cluster, why.
+
+    Raises:
+        ConfigError: if one cannot serve it.
+    """
+    doubts = {}
+    for label, config in policies.items():
+        policy = make_policy(config, f"policies.{label}")
+        if policy.hosted(cluster.models) != cluster.models:
+            raise ConfigError(
+                f"policies.{label}",
+                config,
+                "the workers host every model: settings: {alone: false}",
+            )
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", PolicyWarning)
+            policy.init(cluster)
+        if told:
+            doubts[label] = str(told[0].message)
+    return doubts
+
+
+def set_stage(
+    spec: ValidateSpec, bundle: Bundle, found: Conditions, policies: Mapping[str, PolicyConfig],
+    questions: Questions,
+) -> Stage:  # fmt: skip
+    """Draw a workload for each load.
+
+    A load is a share of what the largest model alone can sustain on these devices.
+
+    Raises:
+        ConfigError: if bundle, cluster, policies and workload do not go together.
+    """
+    # where every step of the bundle has the gap, the first after an idle time has it too
+    gap_s = found.gap_s if found.calibrated else 0.0
+    overhead_s = max(found.overhead_s + found.gateway_s - gap_s, 0.0)
+    own = spec.cluster.model_copy(update={"overhead_s": overhead_s})
+    cluster = build_cluster(own, bundle, spec.tasks.names)
+    doubts = doubts_of(policies, cluster)
+    largest_rps = capacity(spec, own, bundle, questions)
+    scenes = tuple(
+        scene(spec, cluster, questions, load, load * largest_rps, spec.seed + number)
+        for number, load in enumerate(spec.loads)
+    )
+    return Stage(spec, bundle, cluster, policies, scenes, gap_s, doubts)
+
+
+def scene(
+    spec: ValidateSpec, cluster: Cluster, questions: Questions, load: float, rate_rps: float,
+    seed: int,
+) -> Scene:  # fmt: skip
+    """A workload at a rate, with its bounds and questions."""
+    rate = float(f"{rate_rps:.3g}")
+    context = int(cluster.max_context.min())
+    drawn = generate(at_rate(spec.workload, rate), spec.tasks, seed, context)
+    asked = questions.ask(drawn, seed)
+    workload = questions.lengths(drawn, asked)
+    return Scene(load, rate, workload, bounds_of(spec.utility, workload), asked)
+
+
+def capacity(spec: ValidateSpec, own: ClusterSpec, bundle: Bundle, questions: Questions) -> float:
+    """Requests/s that the largest model alone sustains on these devices.
+
+    Raises:
+        ConfigError: if the workload has too few requests that can be served.
+    """
+    largest = build_cluster(own, bundle, spec.tasks.names, spec.cluster.models[-1:])
+    drawn = generate(spec.workload, spec.tasks, spec.seed, int(largest.max_context.min()))
+    workload = questions.lengths(drawn, questions.ask(drawn, spec.seed))
+    try:
+        return capacity_rps(largest, workload)
+    except ValueError as error:
+        raise ConfigError("workload", spec.workload.kind, str(error)) from None
+
+
+class Ready:
+    """A policy that is compiled for one cluster, and begins anew in each run."""
+
+    def __init__(self, policy: Policy, cluster: Cluster) -> None:
+        """Compile it; errors and warnings as the policy's."""
+        self.name = policy.name
+        self._policy, self._start = policy, policy.init(cluster)
+
+    def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """As the policy."""
+        return self._policy.hosted(models)
+
+    def init(self, cluster: Cluster) -> State:
+        """The state of the beginning."""
+        return self._start
+
+    def decide(self, state: State, observation: Observation) -> tuple[Int[Array, ""], State]:
+        """As the policy."""
+        return self._policy.decide(state, observation)
+
+
+class Believing:
+    """A policy that takes a cluster for another one, as a gateway does whose workers are slow."""
+
+    def __init__(self, policy: Policy, believed: Cluster) -> None:
+        self.name = policy.name
+        self._policy, self._believed = policy, believed
+
+    def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """As the policy."""
+        return self._policy.hosted(models)
+
+    def init(self, cluster: Cluster) -> State:
+        """As the policy in the cluster that it believes in."""
+        return self._policy.init(self._believed)
+
+    def decide(self, state: State, observation: Observation) -> tuple[Int[Array, ""], State]:
+        """As the policy that expects the step times of the cluster that it believes in."""
+        return self._policy.decide(state, replace(observation, cluster=self._believed))
+
+
+async def rehearse(
+    spec: ValidateSpec, bundle: Bundle, watches: Sequence[Watch], questions: Questions,
+    calibrated: bool,
+) -> tuple[Conditions, Bundle]:  # fmt: skip
+    """Look at the workers, and play a workload on all models that is not compared.
+
+    Returns:
+        What was found; and the bundle, with the time between steps and the speed that the workers
+        had in the rehearsal, if it was `calibrated` here.
+    """
+    cluster = build_cluster(spec.cluster, bundle, spec.tasks.names)
+    looks = [await probe(watches, cluster, bundle) for _ in range(LOOKS)]
+    own = spec.model_copy(
+        update={
+            "workload": spec.workload.model_copy(update={"duration_s": spec.rehearsal.duration_s})
+        }
+    )
+    rate = spec.rehearsal.load * capacity(spec, spec.cluster, bundle, questions)
+    given = scene(own, cluster, questions, spec.rehearsal.load, rate, spec.seed + REHEARSED)
+    policy = Ready(Compiled(Uniform()), cluster)
+    wanted = Play(given.workload, given.bounds, given.questions, policy, policy.name, spec.seed)
+    played = await play(watches, cluster, wanted)
+    between = gap_s(played.steps, cluster)
+    found = Conditions(
+        overhead_s=float(np.median([look.overhead_s for look in looks])),
+        gateway_s=float(np.median(played.columns["gateway_s"])),
+        gap_s=looks[-1].gap_s if between is None else between,
+        contention=float(np.median([look.contention for look in looks])),
+        slowness=slowness(played.steps, cluster, bundle),
+        calibrated=calibrated,
+    )
+    if not calibrated:
+        return found, bundle
+    told = ", ".join(f"{model} {factor:.3f}" for model, factor in found.slowness.items())
+    line = (
+        f"step times times {told} and {1e6 * found.gap_s:.0f} µs more: in a rehearsal on the "
+        "workers they were so much longer"
+    )
+    mended = slower(bundle, found.slowness, found.gap_s)
+    meta = mended.meta.model_copy(update={"sources": (*mended.meta.sources, line)})
+    return found, replace(mended, meta=meta)
+
+
+def to_play(stage: Stage, folder: Path) -> list[tuple[Scene, str, int]]:
+    """Load, policy and repeat of the runs that have no file yet, in the order to play them in."""
+    return [each for each in _order(stage) if not _file(stage, folder, *each).is_file()]
+
+
+async def perform(stage: Stage, watches: Sequence[Watch], folder: Path, console: Console) -> None:
+    """Play every policy at every load, again and again; each run's file is written at once.
+
+    All cells are played before any is repeated, policies in another order each time, so that a
+    drift of the machine is spread over them.
+
+    Raises:
+        RuntimeError: if a worker or the gateway fails.
+    """
+    spec, cluster = stage.spec, stage.cluster
+    with console.status("compiling the policies …"):
+        policies = {
+            label: Ready(Compiled(make_policy(config)), cluster)
+            for label, config in stage.policies.items()
+        }
+    wanted, missing = [*_order(stage)], to_play(stage, folder)
+    look: Probe | None = None
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"),
+        TimeRemainingColumn(), TextColumn("{task.fields[told]}"), console=console,
+        auto_refresh=False,  # drawing takes the workers' time: between runs alone
+    )  # fmt: skip
+    with progress:
+        bar = progress.add_task(
+            "", total=len(wanted), completed=len(wanted) - len(missing), told=""
+        )
+        for scene, label, repeat in missing:
+            progress.update(
+                bar, refresh=True,
+                description=f"load {scene.load:g} · {label} · {repeat + 1}/{spec.repeats}",
+            )  # fmt: skip
+            if look is None:
+                look = await probe(watches, cluster, stage.bundle)
+            recording, look = await _record(stage, watches, scene, policies[label], look)
+            if recording.late_p99_s > spec.late_s:
+                recording, look = await _record(stage, watches, scene, policies[label], look)
+            recording.save(_file(stage, folder, scene, label, repeat))
+            result = recording.result(cluster, scene.workload, scene.bounds)
+            told = (
+                f"· sent {1e3 * recording.late_p99_s:.1f} ms late (P99), "
+                f"goodput {on_time(result).mean():.1%}"
+            )
+            progress.update(bar, advance=1, told=told, refresh=True)
+
+
+def compare(stage: Stage, folder: Path, console: Console) -> Comparison:
+    """Simulate every cell, and each live run once more with the speed that it had."""
+    spec, cluster = stage.spec, stage.cluster
+    cells = []
+    with console.status("simulating …"):
+        for scene in stage.scenes:
+            for label in stage.policies:
+                runs = []
+                for repeat in range(spec.repeats):
+                    recording = Recording.load(_file(stage, folder, scene, label, repeat))
+                    late = recording.late_p99_s > spec.late_s
+                    runs.append(None if late else _live(stage, scene, label, recording))
+                simulated = _simulate(stage, cluster, scene, label)
+                cells.append(
+                    Cell(
+                        scene.load, scene.rate_rps, label, simulated, tuple(runs), spec.utility,
+                        spec.window_s,
+                    )
+                )  # fmt: skip
+    return Comparison(tuple(cells), spec.aims)
+
+
+def _live(stage: Stage, scene: Scene, label: str, recording: Recording) -> LiveRun:
+    """A run and the simulator at its speed."""
+    cluster = stage.cluster
+    factors = slowness(recording.steps, cluster, stage.bundle)
+    gap = gap_s(recording.steps, cluster)
+    more_s = 0.0 if gap is None else gap - stage.gap_s * float(np.mean([*factors.values()]))
+    as_slow = slower(stage.bundle, factors, more_s)
+    spec = stage.spec.cluster.model_copy(update={"overhead_s": to_seconds(cluster.overhead_ticks)})
+    slow_cluster = build_cluster(spec, as_slow, stage.spec.tasks.names)
+    return LiveRun(
+        recording=recording,
+        result=recording.result(cluster, scene.workload, scene.bounds),
+        slowness=factors,
+        gap_s=gap,
+        at_speed=_simulate(stage, slow_cluster, scene, label),
+        outside=outside(recording.steps, cluster),
+    )
+
+
+def _simulate(stage: Stage, cluster: Cluster, scene: Scene, label: str) -> Result:
+    policy = Believing(make_policy(stage.policies[label]), stage.cluster)
+    return simulate(cluster, scene.workload, scene.bounds, policy, seed=stage.spec.seed)
+
+
+async def _record(
+    stage: Stage, watches: Sequence[Watch], scene: Scene, policy: Policy, before: Probe
+) -> tuple[Recording, Probe]:
+    """One run, and how fast the machine is after it."""
+    wanted = Play(
+        scene.workload, scene.bounds, scene.questions, policy, policy.name, stage.spec.seed
+    )
+    played = await play(watches, stage.cluster, wanted)
+    after = await probe(watches, stage.cluster, stage.bundle)
+    recording = Recording(
+        **played.columns, slow_before=before.together, slow_after=after.together,
+        steps=played.steps,
+    )  # fmt: skip
+    return recording, after
+
+
+def _order(stage: Stage) -> Iterator[tuple[Scene, str, int]]:
+    labels = [*stage.policies]
+    for repeat in range(stage.spec.repeats):
+        for number, scene in enumerate(stage.scenes):
+            first = (repeat + number) % len(labels)
+            for label in labels[first:] + labels[:first]:
+                yield scene, label, repeat
+
+
+def _file(stage: Stage, folder: Path, scene: Scene, label: str, repeat: int) -> Path:
+    return folder / RUNS / stage.key / f"load{scene.load:g}_{label}_{repeat}.npz"
+
+
+def save_conditions(found: Conditions, path: Path) -> None:
+    """Write them, all of it or nothing."""
+    with whole(path) as draft:
+        draft.write_text(found.model_dump_json(indent=1) + "\n", "utf-8")
+
+
+def load_conditions(path: Path) -> Conditions:
+    """Read what `save_conditions` wrote."""
+    return check(Conditions, json.loads(path.read_text("utf-8")), path.name)

@@ -1,0 +1,149 @@
+"""The workers that are validated: processes with a device each, calibrated where they will run."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from calibrate.engine_spec import EngineSpec
+from live.validation.spec import ValidateSpec
+from live.workers.backend import PatienceSpec, Workers
+from live.workers.device import DeviceSpec, HostedModel
+from live.workers.launch import LaunchProcess
+from live.workers.tokenizer import Tokenizer
+from sim.config import ConfigError, check
+from sim.profile import Bundle, load_bundle
+from sim.types import Cluster
+
+DRAIN_S = 5.0
+TOLD = 300  # characters at the end of what a calibration says, where it fails
+
+
+def own_cores(spec: ValidateSpec) -> list[tuple[int, ...]]:
+    """The cores of each device, none of them shared: what one does then costs the other least.
+
+    Raises:
+        ConfigError: if this process may not run on so many.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    devices, threads = spec.cluster.devices, spec.threads
+    if len(allowed) < devices * threads:
+        raise ConfigError(
+            "cluster.devices", devices,
+            f"{threads} cores each: this process may run on {len(allowed)}",
+        )  # fmt: skip
+    return [tuple(allowed[d * threads : (d + 1) * threads]) for d in range(devices)]
+
+
+def make_workers(
+    spec: ValidateSpec, cluster: Cluster, bundle: Bundle, sources: Mapping[str, str],
+    tokenizer: Tokenizer,
+) -> list[Workers]:  # fmt: skip
+    """A worker for each device, hosting what the cluster has there; not started yet.
+
+    Raises:
+        ConfigError: for settings that an engine refuses.
+    """
+    found = []
+    for device, cores in enumerate(own_cores(spec)):
+        models = {}
+        for replica in (cluster.replica_device == device).nonzero()[0]:
+            model = cluster.models[cluster.replica_model[replica]]
+            block_tokens = int(cluster.block_tokens[replica])
+            engine = {
+                "max_batch": int(cluster.max_batch[replica]),
+                "token_budget": int(cluster.token_budget[replica]),
+                "block_tokens": block_tokens,
+                "kv_tokens": int(cluster.kv_blocks[replica]) * block_tokens,
+                "dtype": bundle.meta.dtype,
+                "seed": spec.seed,
+            }
+            models[model] = HostedModel(
+                source=sources[model], engine=check(EngineSpec, engine, f"engine of {model}")
+            )
+        own = DeviceSpec(
+            device="cpu", threads=spec.threads, cores=cores, models=models, drain_s=DRAIN_S
+        )
+        name = f"worker{device}"
+        tokenizers = dict.fromkeys(models, tokenizer)
+        found.append(Workers(name, own, tokenizers, LaunchProcess(), PatienceSpec()))
+    return found
+
+
+def calibrate(
+    spec: ValidateSpec, sources: Mapping[str, str], folder: Path, console: Console
+) -> Bundle:
+    """Calibrate all devices at once, each on its own cores: so are they while they serve.
+
+    The bundle is that of the first, and says by how much steps of the slowest take longer.
+
+    Raises:
+        ConfigError: if a calibration fails.
+    """
+    outs = [folder / f"device{device}" for device in range(spec.cluster.devices)]
+    folder.mkdir(parents=True, exist_ok=True)
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for out, cores in zip(outs, own_cores(spec), strict=True):
+            command = [sys.executable, "-m", "calibrate.run", *_settings(spec, sources, out, cores)]
+            with Path(f"{out}.log").open("wb") as log:
+                running.append(
+                    subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                    )
+                )  # fmt: skip
+        with console.status(f"calibrating {len(outs)} devices at once …"):
+            codes = [process.wait() for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    for out, code in zip(outs, codes, strict=True):
+        if code:
+            told = Path(f"{out}.log").read_text("utf-8", "replace")[-TOLD:]
+            raise ConfigError("calibration", code, f"calibrate.run failed: … {told.strip()}")
+    bundles = [load_bundle(str(out)) for out in outs]
+    host_s = [sum(p.step_time.host_s for p in bundle.models.values()) for bundle in bundles]
+    line = (
+        f"{len(outs)} devices timed at once, this is the first; with the slowest the host takes "
+        f"{max(host_s) / host_s[0]:.2f} times as long for a step"
+    )
+    meta = bundles[0].meta
+    return replace(bundles[0], meta=meta.model_copy(update={"sources": (*meta.sources, line)}))
+
+
+def vocabulary(bundle: Bundle) -> int:
+    """Tokens that every model knows.
+
+    Raises:
+        ConfigError: if the bundle does not say what its models are.
+    """
+    sizes = []
+    for model in bundle.meta.models:
+        config = bundle.attachments.get(f"{model}/config.json")
+        if config is None:
+            raise ConfigError("bundle", bundle.meta.device, f"has no config.json of {model}")
+        sizes.append(int(json.loads(config)["vocab_size"]))
+    return min(sizes)
+
+
+def _settings(
+    spec: ValidateSpec, sources: Mapping[str, str], out: Path, cores: Sequence[int]
+) -> list[str]:
+    cluster = spec.cluster
+    values: dict[str, object] = {
+        "out": str(out), "models": [sources[model] for model in cluster.models],
+        "threads": spec.threads, "cores": list(cores), "resume": spec.resume, "seed": spec.seed,
+        "engine.max_batch": cluster.max_batch, "engine.token_budget": cluster.token_budget,
+        "engine.block_tokens": cluster.block_tokens, "engine.kv_tokens": cluster.kv_tokens,
+        **{f"grid.{key}": value for key, value in spec.calibration.grid},
+        **{f"repeat.{key}": value for key, value in spec.calibration.repeat},
+        **{f"quality.{key}": value for key, value in spec.quality.items()},
+    }  # fmt: skip
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
