@@ -88,7 +88,7 @@ class Decider:
             if strict:
                 warnings.simplefilter("error", PolicyWarning)
             try:
-                self._state = policy.init(cluster)
+                self._state = self._begin = policy.init(cluster)
             except PolicyWarning as doubt:
                 raise ConfigError("policy", version, f"strict: {doubt}") from None
 
@@ -117,6 +117,10 @@ class Decider:
         on_fault(fault, reason or f"took longer than {self._limit.limit_s} s")
         choice = int(self._fallback.choose(observation))
         return Decision(choice, self._fallback.name, fault, state, state, perf_counter() - began)
+
+    def reset(self) -> None:
+        """Let the policy begin anew: the clock that its state was made by is set back."""
+        self._state = self._begin
 
     def explain(self, decision: Decision) -> Explanation | None:
         """What a decision of the policy rests on, if the policy can tell."""

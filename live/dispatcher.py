@@ -6,7 +6,7 @@ between, as in the simulator.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from time import perf_counter
 from typing import Protocol
@@ -19,10 +19,12 @@ from live.call import Call, End, Incoming, RefusalError, ticks
 from live.decider import Decider, Decision, Fault, pinned
 from live.ledger import Foreign, Ledger
 from live.servers.scrape import Scraped
-from sim.observation import Observation, fits_alone
+from sim.observation import WINDOW_BITS, Observation, fits_alone
 from sim.policy import SHED
 from sim.router import Asked
 from sim.ticks import NEVER, TICKS_PER_S
+
+LONGEST_S = 30 * 86_400.0  # that the clock runs before it is set back; its ticks last for 97 days
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class Dispatcher:
             RefusalError: if none takes it.
         """
         ledger = self.fleet.ledger
+        if perf_counter() - self._epoch_s > LONGEST_S:
+            self._rewind()
         tasks = ledger.cluster.tasks
         if incoming.task not in tasks:  # it was, until the deployment changed
             raise RefusalError(400, "unknown_task", f"task {incoming.task!r}: {', '.join(tasks)}")
@@ -236,6 +240,17 @@ class Dispatcher:
 
     def _ticks(self, at_s: float) -> int:
         return round((at_s - self._epoch_s) * TICKS_PER_S)
+
+    def _rewind(self) -> None:
+        """Set the clock back before its ticks run out of 64 bits; only differences count."""
+        by = (self._ticks(perf_counter()) >> WINDOW_BITS[-1]) - 1 << WINDOW_BITS[-1]
+        self._epoch_s += by / TICKS_PER_S
+        self.fleet.ledger.rewind(by)
+        for call in self.calls.values():
+            call.asked = replace(call.asked, arrival_ticks=call.asked.arrival_ticks - by)
+        for decider in (self.fleet.decider, self.fleet.shadow):
+            if decider is not None:
+                decider.reset()
 
     def _check(self, incoming: Incoming) -> None:
         """Whether a request may come in, whatever the replicas do.

@@ -187,6 +187,10 @@ class Ledger:
         """Count a request that came; one that is tried again came once."""
         self._observer.note_arrival(asked.task, now)
 
+    def rewind(self, ticks: int) -> None:
+        """The clock is set back by a multiple of the longest window."""
+        self._observer.rewind(ticks)
+
     def note_finished(self, task: int, tokens: int) -> None:
         """Count an answer that came back."""
         self._observer.note_finished(task, tokens)

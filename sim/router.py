@@ -71,6 +71,13 @@ class Observer:
         self._finished_requests = older._finished_requests
         self._finished_tokens = older._finished_tokens
 
+    def rewind(self, ticks: int) -> None:
+        """The clock is set back by a multiple of the longest window."""
+        self._window = [
+            window - (ticks >> bits) for window, bits in zip(self._window, WINDOW_BITS, strict=True)
+        ]
+        self._last_arrival -= ticks
+
     def note_finished(self, task: int, tokens: int) -> None:
         """Count an answer that came back."""
         self._finished_requests[task] += 1

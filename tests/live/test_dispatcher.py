@@ -486,3 +486,31 @@ def test_what_strangers_do_at_a_server_is_load_until_it_is_stale() -> None:
     stage.dispatcher.scraped(name, Scraped(9, 9, 1.0), 0.0)
     assert account.signals == own
     assert call.replica
+
+
+def test_the_clock_is_set_back_without_anybody_noticing(monkeypatch):
+    begin_s, steps_s = perf_counter(), [0.0, 0.3, 0.1, 2.0, 0.4, 0.05]
+
+    def rates(longest_s: float) -> tuple[list[np.ndarray], list[int], list[int]]:
+        monkeypatch.setattr("live.dispatcher.LONGEST_S", longest_s)
+        monkeypatch.setattr("live.dispatcher.perf_counter", lambda: begin_s)
+        at, now_s = Stage(make_cluster(), LeastLoaded()), begin_s
+        now_s += 3600.0
+        for step_s in steps_s:
+            now_s += step_s
+            monkeypatch.setattr("live.dispatcher.perf_counter", lambda now_s=now_s: now_s)
+            first = at.dispatcher.admit(incoming(arrived_s=now_s - 0.01, e2e_s=5.0))
+        at.backend_for(first).fail(at.job_of(first))  # tried again: its arrival was before
+        seen = [observation for observation, _, _ in at.records.decisions]
+        return (
+            [observation.arrival_rate_rps for observation in seen],
+            [int(observation.e2e_slack_ticks) for observation in seen],
+            [int(observation.now_ticks) for observation in seen],
+        )
+
+    usual, slack, ticks = rates(1e9)
+    rewound, slack_again, ticks_again = rates(3601.0)
+    assert max(ticks) > 3600 << 40
+    assert min(ticks_again[-2:]) < 40 << 40 < ticks_again[0]
+    np.testing.assert_allclose(rewound[1:], usual[1:], rtol=1e-9)
+    assert np.abs(np.subtract(slack_again, slack)).max() <= 2
