@@ -29,6 +29,7 @@ class Emulated:
     max_context: int = 4096
     ends_after: int = 0  # tokens after which the model ends its answer; 0: never
     key: str = ""  # that it asks for
+    echoes: bool = False  # says the prompt's words again and again, not always the same one
 
 
 class Server:
@@ -85,7 +86,8 @@ class Server:
             return refusal(400, "the body must be JSON")
         self.bodies = [*self.bodies[-99:], body]
         chat = request.path.endswith("chat/completions")
-        prompt_tokens = length(body.get("messages" if chat else "prompt"))
+        prompt = body.get("messages" if chat else "prompt")
+        prompt_tokens = length(prompt)
         tokens = body.get("max_completion_tokens") or body.get("max_tokens") or 16
         if body.get("model") != self.of.model:
             return refusal(404, f"The model `{body.get('model')}` does not exist.")
@@ -98,6 +100,7 @@ class Server:
         answer = Answer(
             f"{'chatcmpl' if chat else 'cmpl'}-{next(self.numbers)}", chat, self.of.model,
             prompt_tokens, self.of.ends_after if stops else tokens, "stop" if stops else "length",
+            words(prompt) if self.of.echoes else (WORD,),
         )  # fmt: skip
         if not body.get("stream"):
             async for _ in self.tokens(answer):
@@ -158,6 +161,7 @@ class Answer:
     prompt_tokens: int
     tokens: int
     reason: str
+    words: tuple[str, ...]  # said in turn, a token each
     held: int = 0  # tokens in the KV cache
 
     def head(self, kind: str = ".chunk") -> dict[str, Any]:
@@ -171,21 +175,22 @@ class Answer:
 
     def events(self, number: int, continuous: bool) -> list[dict[str, Any]]:
         reason = self.reason if number == self.tokens else None
-        content = {"delta": {"content": WORD}} if self.chat else {"text": WORD}
+        word = said(self.words, number - 1, number)
+        content = {"delta": {"content": word}} if self.chat else {"text": word}
         pieces = [(number, reason, content)]
         if self.chat and number == 1:
             pieces.insert(0, (0, None, {"delta": {"role": "assistant", "content": ""}}))
         return [
             {
                 **self.head(),
-                "choices": [{"index": 0, "logprobs": None, "finish_reason": why, **said}],
+                "choices": [{"index": 0, "logprobs": None, "finish_reason": why, **what}],
                 **({"usage": self.usage(tokens)} if continuous else {}),
             }
-            for tokens, why, said in pieces
+            for tokens, why, what in pieces
         ]
 
     def whole(self) -> dict[str, Any]:
-        text = WORD * self.tokens
+        text = said(self.words, 0, self.tokens)
         content = {"message": {"role": "assistant", "content": text}} if self.chat else {}
         choice = {"index": 0, "logprobs": None, "finish_reason": self.reason, **content}
         if not self.chat:
@@ -202,6 +207,17 @@ def length(prompt: Any) -> int:
     if isinstance(prompt, list):
         return sum(1 if isinstance(part, int) else length(part) for part in prompt)
     return 1
+
+
+def words(prompt: Any) -> tuple[str, ...]:
+    """Those of a text, or of the last message."""
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return tuple(f" {word}" for word in text.split())
+
+
+def said(words: tuple[str, ...], begin: int, end: int) -> str:
+    """The tokens of an answer from one to another."""
+    return "".join(words[number % len(words)] for number in range(begin, end))
 
 
 def event(chunk: dict[str, Any]) -> bytes:
