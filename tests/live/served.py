@@ -48,6 +48,19 @@ class Served:
         asked = {"model": model, "prompt": "abc", "max_tokens": 4, **body}
         return httpx.post(f"{self.url}/v1/completions", json=asked, timeout=60)
 
+    def workers(self) -> list[int]:
+        """Its worker processes that live."""
+        return [pid for pid in children(self.process.pid) if b"live.workers.process" in words(pid)]
+
+    def descriptors(self) -> int:
+        """Files, connections and the like that it has open."""
+        return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
+
+    def memory_mb(self) -> float:
+        """What it has in memory."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         os.kill(self.process.pid, number)
@@ -76,3 +89,32 @@ def serve(*arguments: str, ready: bool = True) -> Iterator[Served]:
                 process.wait(60)
             finally:
                 process.kill()
+
+
+def children(pid: int) -> list[int]:
+    """Processes whose parent that is."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            if int(stat.rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def words(pid: int) -> list[bytes]:
+    """The command line of a process; nothing if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

@@ -13,25 +13,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.live.served import ROOT, serve
+from tests.live.served import ROOT, children, serve, zombie
 
 pytestmark = pytest.mark.slow
 
 ONE = ("cluster.devices=1", "backends=[{kind: worker, name: w}]", "cluster.placement=[[opt-1m]]")
-
-
-def children(pid: int) -> list[int]:
-    """Processes whose parent that is."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:
-                continue
-            if int(stat.rpartition(")")[2].split()[1]) == pid:
-                found.append(int(entry.name))
-    return found
 
 
 def gone(pids: list[int], within_s: float = 20.0) -> bool:
@@ -42,13 +28,6 @@ def gone(pids: list[int], within_s: float = 20.0) -> bool:
             return True
         sleep(0.05)
     return False
-
-
-def zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def test_a_deployment_from_start_to_end(tmp_path: Path) -> None:
