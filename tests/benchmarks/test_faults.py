@@ -1,0 +1,44 @@
+"""What becomes of 10,000 requests under faults, and of a minute's overload.
+
+`python -m pytest -s tests/benchmarks/test_faults.py` prints the tables. What must hold is tested in
+`tests/live` with fewer requests; here it is how well a gateway does. The second overload leaves the
+shipped queue of 256 in front of a server that gets through 40 requests within their deadline.
+"""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.live.campaign import campaign
+from tests.live.overload import QUEUE, overload
+
+REQUESTS, SECONDS = 10_000, 60.0
+
+
+def test_faults(benchmark: Any) -> None:
+    async def play() -> None:
+        async with campaign(seed=1) as one:
+            await one.play(REQUESTS)
+            await one.recover(60)
+            print("", one.table, sep="\n")
+            benchmark.extra_info.update(Counter(reply.outcome for reply in one.replies))
+            benchmark.extra_info["kills"] = one.kills
+
+    benchmark.pedantic(lambda: asyncio.run(play()), rounds=1)
+
+
+@pytest.mark.parametrize("queue", [QUEUE, 256])
+def test_overload(benchmark: Any, queue: int) -> None:
+    async def play() -> None:
+        async with overload(queue) as one:
+            await one.play(SECONDS)
+            print("", one.table, sep="\n")
+            benchmark.extra_info["goodput %"] = round(100 * one.goodput)
+            benchmark.extra_info["slots in use %"] = round(100 * one.occupied)
+            benchmark.extra_info["growth MB"] = round(max(one.memory_mb) - one.memory_mb[0])
+
+    benchmark.pedantic(lambda: asyncio.run(play()), rounds=1)
