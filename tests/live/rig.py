@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-pytest.importorskip("prometheus_client", reason="needs pip install -e '.[live]'")
+pytest.importorskip("uvicorn", reason="needs pip install -e '.[live]'")
 
 from live.servers.backend import ServerBackend
 from live.servers.prompt_length import PromptLength

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("prometheus_client", reason="needs pip install -e '.[live]'")
+pytest.importorskip("uvicorn", reason="needs pip install -e '.[live]'")
 
 from tests.live.campaign import REST_S, before_one
 from tests.live.client import Request, ask

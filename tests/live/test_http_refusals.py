@@ -10,6 +10,9 @@ import httpx
 import openai
 import pytest
 
+pytest.importorskip("fastapi", reason="needs pip install -e '.[live]'")
+
+# isort: split
 from live.http import Keys, read_keys
 from sim.config import ConfigError
 from tests.live.fake_backend import Plan

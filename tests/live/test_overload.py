@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-pytest.importorskip("prometheus_client", reason="needs pip install -e '.[live]'")
+pytest.importorskip("uvicorn", reason="needs pip install -e '.[live]'")
 
 from tests.live.client import REFUSALS
 from tests.live.overload import E2E_S, QUEUE, overload

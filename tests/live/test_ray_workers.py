@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray", reason="needs the ray extra")
-pytest.importorskip("msgspec", reason="needs the live extra")
+pytest.importorskip("uvicorn", reason="needs the live extra")
 
 import ray
 from ray.cluster_utils import Cluster

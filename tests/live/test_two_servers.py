@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-pytest.importorskip("msgspec", reason="needs the live extra")
+pytest.importorskip("uvicorn", reason="needs the live extra")
 
 from sim.profile import Bundle, BundleMeta, ModelProfile, StepTime, TaskQuality, save_bundle
 from tests.live.served import ROOT, Served, serve

@@ -6,6 +6,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
+pytest.importorskip("tokenizers", reason="needs pip install -e '.[live]'")
+
+# isort: split
 from agent.baselines import LeastLoaded
 from live.validation.play import Play, Played, play
 from live.validation.recording import Recording

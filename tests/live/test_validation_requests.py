@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("tokenizers", reason="needs pip install -e '.[live]'")
+
+# isort: split
 from live.validation.requests import FIRST_TOKEN_ID, Examples, Noise
 from live.workers.tokenizer import ByteTokenizer
 from sim.config import ConfigError

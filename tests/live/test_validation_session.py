@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+pytest.importorskip("tokenizers", reason="needs pip install -e '.[live]'")
+
+# isort: split
 from live.validation.comparison import Comparison
 from live.validation.report import document, tables, verdict, write_report
 from live.validation.requests import Noise

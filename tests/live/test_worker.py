@@ -10,7 +10,7 @@ from time import perf_counter, sleep
 
 import pytest
 
-pytest.importorskip("msgspec", reason="needs the live extra")
+pytest.importorskip("uvicorn", reason="needs the live extra")
 
 import msgspec
 

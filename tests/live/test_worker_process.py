@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("msgspec", reason="needs the live extra")
+pytest.importorskip("uvicorn", reason="needs the live extra")
 
 from tests.calibrate import tiny
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-pytest.importorskip("msgspec", reason="needs the live extra")
+pytest.importorskip("uvicorn", reason="needs the live extra")
 pytest.importorskip("tokenizers", reason="needs the live extra")
 
 from calibrate.engine_spec import EngineSpec
