@@ -26,6 +26,8 @@ from sim.ticks import NEVER, TICKS_PER_S
 
 LONGEST_S = 30 * 86_400.0  # that the clock runs before it is set back; its ticks last for 97 days
 
+OVERDUE_S = 1.0  # after a bound, for a replica to say that it has passed
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -148,11 +150,24 @@ class Dispatcher:
 
     def close(self, call: Call) -> None:
         """The client wants no more of it; the replica's slot is freed if the answer goes on."""
-        for job, other in self.calls.items():
-            if other is call:
-                self._finish(call, RefusalError(499, "client_gone", "the client went away"))
-                self._backend_of[job].cancel(job)
-                return
+        self._abandon(call, RefusalError(499, "client_gone", "the client went away"))
+
+    def overdue_s(self, call: Call) -> list[float]:
+        """In how many seconds the bounds that are still to be met will have passed for certain.
+
+        Replicas let go by themselves what is worth nothing any more; one that has not then hangs.
+        """
+        ledger, incoming = self.fleet.ledger, call.incoming
+        if not ledger.cluster.cancel_expired:
+            return []
+        bounds = (None if call.tokens else incoming.ttft_s, incoming.e2e_s)
+        without_s = incoming.arrived_s + ledger.grace_s + OVERDUE_S - perf_counter()
+        return [without_s + bound for bound in bounds if bound is not None]
+
+    def expire(self, call: Call) -> None:
+        """Let a request go whose replica hangs; timers may ring a little too early."""
+        if any(left_s < OVERDUE_S / 2 for left_s in self.overdue_s(call)):
+            self._abandon(call, _late())
 
     # what backends report
 
@@ -191,8 +206,7 @@ class Dispatcher:
         for job in progress.cancelled:
             self._end(job, RefusalError(499, "cancelled", "the request was cancelled"))
         for job in progress.expired:
-            message = "the deadline passed before the answer was there"
-            self._end(job, RefusalError(504, "deadline_exceeded", message))
+            self._end(job, _late())
         self.records.stepped(replica, progress)
 
     def failed(self, job: int, reason: str) -> None:
@@ -237,6 +251,14 @@ class Dispatcher:
         )
 
     # inside
+
+    def _abandon(self, call: Call, refusal: RefusalError) -> None:
+        """End a call whose job goes on: it stays on the books until the backend has let it go."""
+        for job, other in self.calls.items():
+            if other is call:
+                self._finish(call, refusal)
+                self._backend_of[job].cancel(job)
+                return
 
     def _ticks(self, at_s: float) -> int:
         return round((at_s - self._epoch_s) * TICKS_PER_S)
@@ -398,3 +420,7 @@ class Dispatcher:
     def _note_alive(self, replica: str) -> None:
         if self._fleet is not None and (account := self._fleet.ledger.accounts.get(replica)):
             account.alive = replica in self._alive
+
+
+def _late() -> RefusalError:
+    return RefusalError(504, "deadline_exceeded", "the deadline passed before the answer was there")

@@ -44,6 +44,11 @@ class Answer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, and free the replica's slot if the client does not wait for it."""
         watch = asyncio.create_task(self._watch(receive))
+        loop, dispatcher = asyncio.get_running_loop(), self._gateway.dispatcher
+        overdue = [
+            loop.call_later(max(within_s, 0), dispatcher.expire, self._call)
+            for within_s in dispatcher.overdue_s(self._call)
+        ]
         try:
             await (self._pieces(send) if self._stream else self._whole(send))
         except RefusalError as refusal:
@@ -56,6 +61,8 @@ class Answer:
             raise  # to the server, which logs it
         finally:
             watch.cancel()
+            for timer in overdue:
+                timer.cancel()
             self._close()
 
     def _close(self) -> None:

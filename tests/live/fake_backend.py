@@ -17,6 +17,7 @@ class Plan:
     words: tuple[str, ...] = (" word",)  # said again and again, a token each
     answers: int | None = None  # tokens, if max_tokens allows; None: as many as that allows
     fails_after: int | None = None  # tokens
+    hangs: bool = False  # and does not see that a deadline passes
     refuses: tuple[int, str] | None = None
     choices: tuple[dict[str, Any], ...] = ()  # of a server, a token each, instead of words
 
@@ -66,7 +67,7 @@ class FakeBackend:
             default=None,
         )
         try:
-            async with asyncio.timeout(lasts_s):
+            async with asyncio.timeout(None if plan.hangs else lasts_s):
                 end = await self._answer(job, plan)
         except TimeoutError:
             end = "expired"
@@ -85,6 +86,8 @@ class FakeBackend:
         """How the job ended."""
         if plan.first_s:
             await asyncio.sleep(plan.first_s)
+        if plan.hangs:
+            await asyncio.Event().wait()
         if plan.refuses is not None:
             return "refused"
         self._events.began(job.replica, (job.id,), None)

@@ -43,10 +43,12 @@ class Served:
             sleep(0.05)
         raise AssertionError(f"no {event!r} within {within_s} s: {self._log.read_text('utf-8')}")
 
-    def complete(self, model: str = "best-effort", **body: Any) -> httpx.Response:
+    def complete(
+        self, model: str = "best-effort", headers: dict[str, str] | None = None, **body: Any
+    ) -> httpx.Response:
         """A request to its end."""
         asked = {"model": model, "prompt": "abc", "max_tokens": 4, **body}
-        return httpx.post(f"{self.url}/v1/completions", json=asked, timeout=60)
+        return httpx.post(f"{self.url}/v1/completions", json=asked, headers=headers, timeout=60)
 
     def workers(self) -> list[int]:
         """Its worker processes that live."""

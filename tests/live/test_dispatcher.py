@@ -277,6 +277,31 @@ def test_a_client_that_goes_frees_the_slot_and_ends_once():
     assert at.is_empty()
 
 
+def test_what_is_overdue_ends_once_and_stays_on_the_books_until_the_replica_lets_it_go():
+    at = stage()
+    call = at.dispatcher.admit(incoming(e2e_s=2.0, arrived_s=perf_counter() - 2.75))
+    backend, job = at.backend_for(call), at.job_of(call)
+    backend.emit(job)
+    assert 0 < at.dispatcher.overdue_s(call)[0] < 0.25
+    at.dispatcher.expire(call)
+    assert (ended(call).status, ended(call).code) == (504, "deadline_exceeded")
+    assert backend.cancelled == {job}
+    assert at.accounts[call.replica] == 1
+    backend.expire(job)
+    assert at.records.count("ended", call) == 1
+    assert at.is_empty()
+
+
+def test_nothing_is_overdue_without_a_bound_that_is_still_to_be_met():
+    at = stage()
+    assert not at.dispatcher.overdue_s(at.dispatcher.admit(incoming()))
+    call = at.dispatcher.admit(incoming(ttft_s=0.5, arrived_s=perf_counter() - 0.25))
+    at.dispatcher.expire(call)
+    at.backend_for(call).emit(at.job_of(call))
+    assert not at.dispatcher.overdue_s(call)
+    assert call.end is None
+
+
 def test_a_client_that_went_is_not_tried_again():
     at = stage()
     call = at.dispatcher.admit(incoming())

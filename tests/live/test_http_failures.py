@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from live.dispatcher import OVERDUE_S
 from tests.live.fake_backend import Plan
 from tests.live.front import LIMITS, Front, serving
 
@@ -94,6 +95,17 @@ def test_a_deadline_that_passes_before_the_answer_has_its_own_status(stream: boo
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "deadline_exceeded"
         assert front.jobs == 0
+
+
+@pytest.mark.parametrize("header", ["x-slo-e2e-ms", "x-slo-ttft-ms"])
+def test_a_deadline_passes_even_if_the_replica_hangs(header: str) -> None:
+    with serving({"a": Plan(hangs=True)}) as front:
+        began = time.perf_counter()
+        answer = front.post("/v1/chat/completions", {header: "100"}, json=CHAT)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert time.perf_counter() - began < 0.1 + OVERDUE_S + 2.0
+        front.until(lambda: front.backends["a"].ended["cancelled"] == 1)
+        assert not front.gateway.dispatcher.calls
 
 
 def test_a_deadline_that_passes_within_a_stream_ends_it_with_an_error() -> None:

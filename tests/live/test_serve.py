@@ -101,6 +101,17 @@ def test_a_worker_that_is_killed_is_noticed_and_replaced() -> None:
         assert children(served.process.pid) != [worker]
 
 
+def test_a_deadline_passes_though_the_worker_is_stopped_and_it_goes_on_afterwards() -> None:
+    with serve(*ONE) as served:
+        (worker,) = served.workers()
+        os.kill(worker, signal.SIGSTOP)
+        late = served.complete(headers={"x-slo-e2e-ms": "500"})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        os.kill(worker, signal.SIGCONT)
+        assert served.complete(headers={"x-slo-e2e-ms": "60000"}).status_code == 200
+        assert served.workers() == [worker]
+
+
 def test_a_model_that_cannot_be_had_ends_the_gateway_with_a_word(tmp_path: Path) -> None:
     arguments = (*ONE, f"sources.opt-1m={tmp_path}", "tokenizer=bytes", "http.port=0")
     done = subprocess.run(
