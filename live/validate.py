@@ -116,16 +116,22 @@ def begin(spec: ValidateSpec, folder: Path, console: Console) -> Bundle:
     """The bundle to begin with: of an earlier run in this folder, as given, or calibrated now.
 
     Raises:
-        ConfigError: if it cannot be had.
+        ConfigError: if it cannot be had, or is another than that of the runs in the folder.
     """
     if not spec.resume:
         for name in (CALIBRATION, BUNDLE, RUNS):
             shutil.rmtree(folder / name, ignore_errors=True)
         (folder / CONDITIONS).unlink(missing_ok=True)
+    given = None if spec.bundle is None else load_bundle(spec.bundle)
     if (folder / CONDITIONS).is_file():
-        return load_bundle(str(folder / BUNDLE))
-    if spec.bundle is not None:
-        return load_bundle(spec.bundle)
+        kept = load_bundle(str(folder / BUNDLE))
+        calibrated = load_conditions(folder / CONDITIONS).calibrated
+        if calibrated != (given is None) or (given and given.content_hash != kept.content_hash):
+            told = f"{folder} has runs by another bundle: resume=false begins anew"
+            raise ConfigError("bundle", spec.bundle, told)
+        return kept
+    if given is not None:
+        return given
     return calibrate(spec, sources_of(spec), folder / CALIBRATION, console)
 
 

@@ -17,10 +17,11 @@ from live.workers.device import DeviceSpec, HostedModel
 from live.workers.launch import LaunchProcess
 from live.workers.tokenizer import Tokenizer
 from sim.config import ConfigError, check
-from sim.profile import Bundle, load_bundle
+from sim.profile import Bundle, ModelProfile, load_bundle, step_seconds
 from sim.types import Cluster
 
 DRAIN_S = 5.0
+CONTEXT = 64  # tokens, of the steps by which devices are compared
 TOLD = 300  # characters at the end of what a calibration says, where it fails
 
 
@@ -109,13 +110,18 @@ def calibrate(
             told = Path(f"{out}.log").read_text("utf-8", "replace")[-TOLD:]
             raise ConfigError("calibration", code, f"calibrate.run failed: … {told.strip()}")
     bundles = [load_bundle(str(out)) for out in outs]
-    host_s = [sum(p.step_time.host_s for p in bundle.models.values()) for bundle in bundles]
+    decode_s = [sum(_decode_s(p) for p in bundle.models.values()) for bundle in bundles]
     line = (
-        f"{len(outs)} devices timed at once, this is the first; with the slowest the host takes "
-        f"{max(host_s) / host_s[0]:.2f} times as long for a step"
+        f"{len(outs)} devices timed at once, this is the first; a decode step on the slowest takes "
+        f"{max(decode_s) / decode_s[0]:.2f} times as long"
     )
     meta = bundles[0].meta
     return replace(bundles[0], meta=meta.model_copy(update={"sources": (*meta.sources, line)}))
+
+
+def _decode_s(profile: ModelProfile) -> float:
+    """Seconds of a step of one decoding request."""
+    return step_seconds(profile.step_time, 1, 1, 0, CONTEXT)
 
 
 def vocabulary(bundle: Bundle) -> int:
