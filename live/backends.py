@@ -1,8 +1,8 @@
 """The backend of each device of a deployment, and the tokenizer that requests are read by."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from calibrate.engine_spec import EngineSpec
 from live.backend import Backend
 from live.deployment import Plan, RayWorkerSpec, WorkerSpec, source_of
 from live.servers.backend import ServerBackend
@@ -10,10 +10,10 @@ from live.servers.prompt_length import PromptLength, token_counter
 from live.servers.scrape import Scraped
 from live.servers.spec import ServerSpec
 from live.workers.backend import Workers
-from live.workers.device import DeviceSpec, HostedModel
+from live.workers.device import DeviceSpec, hosted_models
 from live.workers.launch import Launch, LaunchProcess
 from live.workers.tokenizer import Tokenizer, load_tokenizer
-from sim.config import ConfigError, check
+from sim.config import ConfigError
 
 FRESH = 3.0  # periods of scraping for which what was read counts
 PROBE = "The 2 quick brown foxes: café, 東京 and 🦊!"  # by which tokenizers are told apart
@@ -72,23 +72,9 @@ def device_spec(plan: Plan, number: int, spec: WorkerSpec | RayWorkerSpec) -> De
     Raises:
         ConfigError: for settings that an engine refuses.
     """
-    cluster = plan.cluster
-    models = {}
-    for replica in (cluster.replica_device == number).nonzero()[0].tolist():
-        model = cluster.models[int(cluster.replica_model[replica])]
-        block_tokens = int(cluster.block_tokens[replica])
-        engine = {
-            "max_batch": int(cluster.max_batch[replica]),
-            "token_budget": int(cluster.token_budget[replica]),
-            "block_tokens": block_tokens,
-            "kv_tokens": int(cluster.kv_blocks[replica]) * block_tokens,
-            "dtype": plan.bundle.meta.dtype,
-            "seed": plan.spec.seed,
-        }
-        key = f"engine of {model}"
-        models[model] = HostedModel(
-            source=source_of(plan, model), engine=check(EngineSpec, engine, key)
-        )
+    models = hosted_models(
+        plan.cluster, number, partial(source_of, plan), plan.bundle.meta.dtype, plan.spec.seed
+    )
     cores = spec.cores if isinstance(spec, WorkerSpec) else None
     return DeviceSpec(
         device=spec.device, threads=spec.threads, cores=cores, models=models,

@@ -10,13 +10,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from calibrate.engine_spec import EngineSpec
 from live.validation.spec import ValidateSpec
 from live.workers.backend import PatienceSpec, Workers
-from live.workers.device import DeviceSpec, HostedModel
+from live.workers.device import DeviceSpec, hosted_models
 from live.workers.launch import LaunchProcess
 from live.workers.tokenizer import Tokenizer
-from sim.config import ConfigError, check
+from sim.config import ConfigError
 from sim.profile import Bundle, ModelProfile, load_bundle, step_seconds
 from sim.types import Cluster
 
@@ -52,21 +51,7 @@ def make_workers(
     """
     found = []
     for device, cores in enumerate(own_cores(spec)):
-        models = {}
-        for replica in (cluster.replica_device == device).nonzero()[0]:
-            model = cluster.models[cluster.replica_model[replica]]
-            block_tokens = int(cluster.block_tokens[replica])
-            engine = {
-                "max_batch": int(cluster.max_batch[replica]),
-                "token_budget": int(cluster.token_budget[replica]),
-                "block_tokens": block_tokens,
-                "kv_tokens": int(cluster.kv_blocks[replica]) * block_tokens,
-                "dtype": bundle.meta.dtype,
-                "seed": spec.seed,
-            }
-            models[model] = HostedModel(
-                source=sources[model], engine=check(EngineSpec, engine, f"engine of {model}")
-            )
+        models = hosted_models(cluster, device, sources.__getitem__, bundle.meta.dtype, spec.seed)
         own = DeviceSpec(
             device="cpu", threads=spec.threads, cores=cores, models=models, drain_s=DRAIN_S
         )

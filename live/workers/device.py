@@ -1,9 +1,12 @@
 """Settings of a worker: its device, the models that it hosts, and what it needs of Ray."""
 
+from collections.abc import Callable
+
 from pydantic import Field
 
 from calibrate.engine_spec import EngineSpec
-from sim.config import Spec
+from sim.config import Spec, check
+from sim.types import Cluster
 
 
 class HostedModel(Spec):
@@ -29,3 +32,35 @@ class RayNeeds(Spec):
     num_cpus: float = Field(ge=0)
     num_gpus: float = Field(ge=0)
     resources: dict[str, float]  # Ray's own
+
+
+def hosted_models(
+    cluster: Cluster, device: int, source_of: Callable[[str], str], dtype: str, seed: int
+) -> dict[str, HostedModel]:
+    """What a worker hosts: the models that a cluster has on a device, with its settings.
+
+    Args:
+        cluster: Whose device it is.
+        device: Its number.
+        source_of: Where a model comes from.
+        dtype: Of weights and KV cache.
+        seed: Of random weights.
+
+    Raises:
+        ConfigError: for settings that an engine refuses.
+    """
+    found = {}
+    for replica in (cluster.replica_device == device).nonzero()[0].tolist():
+        model = cluster.models[int(cluster.replica_model[replica])]
+        block_tokens = int(cluster.block_tokens[replica])
+        settings = {
+            "max_batch": int(cluster.max_batch[replica]),
+            "token_budget": int(cluster.token_budget[replica]),
+            "block_tokens": block_tokens,
+            "kv_tokens": int(cluster.kv_blocks[replica]) * block_tokens,
+            "dtype": dtype,
+            "seed": seed,
+        }
+        engine = check(EngineSpec, settings, f"engine of {model}")
+        found[model] = HostedModel(source=source_of(model), engine=engine)
+    return found
