@@ -135,7 +135,8 @@ def test_the_simulator_is_found_right_where_the_workers_are_simulated():
     for cell in comparison.cells:
         assert len(cell.latencies) == 9
         for row in cell.latencies:
-            assert abs(row.simulated_s - row.middle_s) < max(0.02 * row.middle_s, 1e-3), row
+            near = 0.1 if row.statistic == "P99" else 0.02  # of 80 requests, the last
+            assert abs(row.simulated_s - row.middle_s) < max(near * row.middle_s, 1e-3), row
     assert [choice.regret for choice in comparison.choices] == pytest.approx([0, 0], abs=0.01)
 
 
