@@ -6,6 +6,7 @@ from time import perf_counter
 
 from live.backend import Delta, Endpoint, Json, Reason
 from live.decider import Decision
+from sim.observation import Observation
 from sim.router import Asked
 from sim.ticks import NEVER, TICKS_PER_S
 
@@ -38,6 +39,28 @@ class End:
     reason: Reason
 
 
+class Prediction:
+    """When an answer is predicted to come; reckoned when it is first asked for.
+
+    Nobody asks before the end of the answer, and by then no request waits for it.
+    """
+
+    def __init__(self, observation: Observation, choice: int) -> None:
+        """What was observed when the request was sent to replica `choice`."""
+        self._observation, self._choice = observation, choice
+        _ = observation.expected_output_tokens  # rests on counts that go on
+
+    @property
+    def ttft_s(self) -> float:
+        """From the decision to the first token."""
+        return int(self._observation.predicted_ttft_ticks[self._choice]) / TICKS_PER_S
+
+    @property
+    def finish_s(self) -> float:
+        """From the decision to the last token."""
+        return int(self._observation.predicted_finish_ticks[self._choice]) / TICKS_PER_S
+
+
 class RefusalError(Exception):
     """A request that gets no answer, and why: for a program by `code`, for people by `message`.
 
@@ -65,7 +88,7 @@ class Call:
         self.decision: Decision | None = None
         self.replica = ""
         self.slack_s: float | None = None  # to its bound on the last token, at the decision
-        self.predicted_ttft_s = self.predicted_finish_s = 0.0  # from the decision on
+        self.predicted: Prediction | None = None  # at the decision
         self.attempts = 0
         self.tried: set[str] = set()  # replicas that failed it
         self.committed = False

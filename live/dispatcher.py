@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from live.backend import Backend, Job, Progress
-from live.call import Call, End, Incoming, RefusalError, ticks
+from live.call import Call, End, Incoming, Prediction, RefusalError, ticks
 from live.decider import Decider, Decision, Fault, pinned
 from live.ledger import Foreign, Ledger
 from live.servers.scrape import Scraped
@@ -325,10 +325,7 @@ class Dispatcher:
         call.attempts += 1
         slack = int(observation.e2e_slack_ticks)
         call.slack_s = None if slack == NEVER else slack / TICKS_PER_S
-        call.predicted_ttft_s = int(observation.predicted_ttft_ticks[decision.choice]) / TICKS_PER_S
-        call.predicted_finish_s = (
-            int(observation.predicted_finish_ticks[decision.choice]) / TICKS_PER_S
-        )
+        call.predicted = Prediction(observation, decision.choice)
         self.calls[job.id] = call
         backend = self._backend_of[job.id] = fleet.backends[replica]
         ledger.accounts[replica].send(job.id, call.asked)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jax.errors import JAXTypeError
 
 from agent.checkpoint import Trained
-from agent.compiled import Compiled
+from agent.compiled import deciding_fast
 from live.backend import Backend, Events
 from live.decider import Decider
 from live.deployment import Plan
@@ -146,7 +146,7 @@ def load_policy(node: Mapping[str, object], key: str) -> tuple[Policy, str]:
         ConfigError: if it cannot be had.
     """
     policy = make_policy(node, key)
-    return Compiled(policy), version_of(policy)
+    return deciding_fast(policy), version_of(policy)
 
 
 def version_of(policy: Policy) -> str:

@@ -17,7 +17,35 @@ HEAD_BYTES = 65_536  # of a request line and headers
 KEPT_BYTES = 65_536  # of what was sent, on this side
 KEEP_ALIVE_S = 75  # longer than clients keep idle connections: they are to meet no closed one
 
+_CONTINUE = b"HTTP/1.1 100 "
 _KEPT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)  # not on every system
+
+
+class WithHead:
+    """A transport for one response, whose head goes out with the first piece of its body.
+
+    Each write wakes the client up, and takes as long as all that the gateway does with a piece.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.is_closing, self._transport = transport.is_closing, transport
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        """Keep the first that comes for the second; `100 Continue` is neither."""
+        if data.startswith(_CONTINUE):
+            self._transport.write(data)
+        elif self._head is None:
+            self._head = data
+        else:
+            self._transport.write(self._head + data)
+            self._head = b""
+
+    def close(self) -> None:
+        """Close the connection, after what was written."""
+        if self._head:
+            self._transport.write(self._head)
+        self._transport.close()
 
 
 class Connection(HttpToolsProtocol):  # type: ignore[misc]
@@ -65,9 +93,11 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]
                 self._refuse(431, "headers_too_large", f"headers of at most {HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """The head is there; that of the answer will go out with the answer's first piece."""
         self._stop_head()
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":
+            self.cycle.transport = WithHead(self.transport)
 
     def on_response_complete(self) -> None:
         """A connection that is to be closed must still be read to its end in time."""

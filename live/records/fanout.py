@@ -124,15 +124,16 @@ class DriftWatch(Sink):
 
     def ended(self, call: Call) -> None:
         """Take in a whole answer; a refusal has no time to compare."""
-        if not isinstance(call.end, End):
+        predicted = call.predicted
+        if not isinstance(call.end, End) or predicted is None:
             return
         drift = self.replicas.get(call.replica)
         if drift is None:
             drift = self.replicas[call.replica] = ReplicaDrift(self._limits)
-        times = [("finish", drift.finish, call.predicted_finish_s, call.ended_s - call.sent_s)]
+        times = [("finish", drift.finish, predicted.finish_s, call.ended_s - call.sent_s)]
         if call.tokens:
             ttft_s = call.first_token_s - call.sent_s
-            times.append(("first token", drift.ttft, call.predicted_ttft_s, ttft_s))
+            times.append(("first token", drift.ttft, predicted.ttft_s, ttft_s))
         for name, of_time, predicted_s, observed_s in times:
             if of_time.observe(predicted_s, observed_s):
                 _log.warning(

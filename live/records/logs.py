@@ -101,9 +101,11 @@ class Journal(Sink):
         note(self._log, "replica down", logging.WARNING, replica=replica, reason=reason)
 
 
-def _predicted_e2e_s(call: Call) -> float:
+def _predicted_e2e_s(call: Call) -> float | None:
     """From the arrival, as predicted at the decision."""
-    return call.sent_s - call.incoming.arrived_s + call.predicted_finish_s
+    if call.predicted is None:
+        return None
+    return call.sent_s - call.incoming.arrived_s + call.predicted.finish_s
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from agent.baselines import Uniform
 from agent.capacity import capacity_rps
-from agent.compiled import Compiled
+from agent.compiled import deciding_fast
 from agent.provenance import files_hash
 from agent.trial import PolicyConfig
 from live.validation.comparison import Cell, Comparison, LiveRun
@@ -237,7 +237,7 @@ async def rehearse(
     )
     rate = spec.rehearsal.load * capacity(spec, spec.cluster, bundle, questions)
     given = scene(own, cluster, questions, spec.rehearsal.load, rate, spec.seed + REHEARSED)
-    policy = Ready(Compiled(Uniform()), cluster)
+    policy = Ready(Uniform(), cluster)
     wanted = Play(given.workload, given.bounds, given.questions, policy, policy.name, spec.seed)
     played = await play(watches, cluster, wanted)
     between = gap_s(played.steps, cluster)
@@ -278,7 +278,7 @@ async def perform(stage: Stage, watches: Sequence[Watch], folder: Path, console:
     spec, cluster = stage.spec, stage.cluster
     with console.status("compiling the policies …"):
         policies = {
-            label: Ready(Compiled(make_policy(config)), cluster)
+            label: Ready(deciding_fast(make_policy(config)), cluster)
             for label, config in stage.policies.items()
         }
     wanted, missing = [*_order(stage)], to_play(stage, folder)

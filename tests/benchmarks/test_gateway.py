@@ -9,6 +9,7 @@ one process more waits for its turn.
 """
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
@@ -60,6 +61,8 @@ def test_gateway(benchmark: Any, urls: dict[str, str], clients: int) -> None:
 async def measure(urls: dict[str, str], clients: int) -> dict[str, np.ndarray]:
     """Seconds to the first byte and to the end of each answer, by the way."""
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in urls}
+    gc.collect()
+    gc.freeze()  # else a collection here now and then would look like a slow answer
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def client(number: int, way: str, requests: int) -> None:

@@ -112,7 +112,7 @@ def quickly() -> Iterator[None]:
     """Nothing is compiled, and no decision is late however busy the machine is."""
     with (
         mock.patch("live.validation.play.DECISION_LIMIT_S", 10.0),
-        mock.patch("live.validation.session.Compiled", lambda policy: policy),
+        mock.patch("live.validation.session.deciding_fast", lambda policy: policy),
     ):
         yield
 
