@@ -384,8 +384,14 @@ class Dispatcher:
                 f"prompt of {asked.prompt_tokens} and max_tokens {asked.max_tokens}: together "
                 f"at most {longest}, and no more than a KV cache holds",
             )  # fmt: skip
+        room = fitting & ledger.alive & (observation.waiting < ledger.cluster.max_queue)
         if not (fitting & candidates & ledger.alive).any():
             return RefusalError(503, "no_capacity", "no replica for it is alive", 1.0)
+        if (room & candidates).any():
+            return RefusalError(
+                429, "too_late", "no replica is predicted to answer before the deadline",
+                self._retry_after_s(observation, candidates),
+            )  # fmt: skip
         return RefusalError(
             429, "queue_full", "the queues of all replicas for it are full",
             self._retry_after_s(observation, candidates),

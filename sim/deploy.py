@@ -46,6 +46,7 @@ class ClusterSpec(ReplicaSpec):
     overhead_s: float = Field(default=0.001, ge=0, le=MAX_S)  # arrival to decision and dispatch
     signal_period_s: float = Field(default=0.0, ge=0, le=MAX_S)  # 0: signals are observed live
     cancel_expired: bool = True
+    shed_late: bool = False
     scheduler: Scheduler = "vllm"
     strict: bool = False  # refuse a run with steps outside of what the profile measured
     price_per_device_hour: float | None = Field(default=None, gt=0)
@@ -117,6 +118,7 @@ def build_cluster(
         overhead_ticks=to_ticks(spec.overhead_s),
         signal_period_ticks=to_ticks(spec.signal_period_s),
         cancel_expired=spec.cancel_expired,
+        shed_late=spec.shed_late,
         scheduler=spec.scheduler,
         price_per_device_hour=spec.price_per_device_hour,
         profile_kind=bundle.meta.kind,

@@ -7,7 +7,7 @@ a time. Nothing here depends on the output length of a request that has not fini
 R replicas, T tasks, S time scales.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -129,8 +129,6 @@ class Observation:
         the token budget leaves; the other replicas of the device have their turn in between.
         """
         xp, cluster = self.xp, self.cluster
-        excess = xp.maximum(self.inside + 1 - cluster.max_batch, 0)
-        slot_rounds = excess * self.expected_output_tokens // cluster.max_batch
         chunk = xp.maximum(cluster.token_budget - self.decoding, 1)
         ahead = self.prefill_tokens + self.prompt_tokens
         full_steps, rest = (ahead - 1) // chunk, (ahead - 1) % chunk + 1
@@ -138,7 +136,7 @@ class Observation:
         last = self._prefill_ticks(rest) + self._others_ticks
         pairs = self.prompt_tokens * (self.prompt_tokens + 1) // 2
         pair_ticks = (cluster.coefficients.pair_ticks_scaled * pairs) >> PAIR_SHIFT
-        return slot_rounds * self.predicted_round_ticks + full_steps * full + last + pair_ticks
+        return self._slot_wait_ticks + full_steps * full + last + pair_ticks
 
     @cached_property
     def predicted_finish_ticks(self) -> Int[Array, " R"]:
@@ -177,6 +175,37 @@ class Observation:
         tpot_met = self.predicted_round_ticks <= self.tpot_ticks
         ttft_met = self.predicted_ttft_ticks <= self.ttft_slack_ticks
         return tpot_met & ttft_met & (self.predicted_finish_ticks <= self.e2e_slack_ticks)
+
+    @cached_property
+    def _slot_wait_ticks(self) -> Int[Array, " R"]:
+        """Time until a slot of each replica's batch is free."""
+        excess = self.xp.maximum(self.inside + 1 - self.cluster.max_batch, 0)
+        slot_rounds = excess * self.expected_output_tokens // self.cluster.max_batch
+        return slot_rounds * self.predicted_round_ticks
+
+    @cached_property
+    def _earning(self) -> Bool[Array, " R"]:
+        """Whether the request is predicted to be of use to anybody from each replica.
+
+        It is where no bound is missed by the grace or more, should it wait half as long again for a
+        slot: those at the edge of a long queue would all miss a little.
+        """
+        most = self.grace_ticks + (self.grace_ticks == 0)  # lateness below it earns something
+        most = most - (self._slot_wait_ticks >> 1)
+        last = self.predicted_finish_ticks - self.e2e_slack_ticks < most
+        first = self.predicted_ttft_ticks - self.ttft_slack_ticks < most
+        return last & first & (self.predicted_round_ticks - self.tpot_ticks < most)
+
+    def without_late(self) -> "Observation":
+        """The observation with replicas masked that would only be kept busy for nothing (rule 5).
+
+        A device that has nothing to do takes the request all the same: it keeps nobody waiting, and
+        predictions that are too slow are found out.
+        """
+        idle = self.cluster.same_device @ self.inside == 0
+        masked = replace(self, mask=self.mask & (self._earning | idle))
+        vars(masked).update({name: part for name, part in vars(self).items() if name != "mask"})
+        return masked
 
     @cached_property
     def _others_ticks(self) -> Int[Array, " R"]:

@@ -111,7 +111,7 @@ class Observer:
         mask = alive & (signals["waiting"] < cluster.max_queue)
         mask &= fits_alone(cluster, asked.prompt_tokens, asked.max_tokens)
         waited = now - asked.arrival_ticks
-        return Observation(
+        observation = Observation(
             cluster=cluster,
             now_ticks=now,
             task=asked.task,
@@ -130,6 +130,7 @@ class Observer:
             finished_requests=self._finished_requests,
             finished_tokens=self._finished_tokens,
         )
+        return observation.without_late() if cluster.shed_late else observation
 
 
 class Router:

@@ -92,6 +92,7 @@ def _cluster(scheduler: Scheduler, reserve: bool, period_s: float) -> Cluster:
         overhead_ticks=to_ticks(0.01),
         signal_period_ticks=to_ticks(period_s),
         cancel_expired=True,
+        shed_late=False,
         scheduler=scheduler,
         price_per_device_hour=None,
         profile_kind="made up",

@@ -103,6 +103,7 @@ class Cluster:
     overhead_ticks: int  # from arrival to the router's decision
     signal_period_ticks: int  # 0: signals are observed live
     cancel_expired: bool
+    shed_late: bool
     scheduler: Scheduler
     price_per_device_hour: float | None
     profile_kind: str  # "analytic", "measured", ...: shown wherever results are

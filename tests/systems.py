@@ -41,6 +41,7 @@ def make_cluster(
     overhead_s: float = 0.0,
     signal_period_s: float = 0.0,
     cancel_expired: bool = True,
+    shed_late: bool = False,
     scheduler: Any = "vllm",
 ) -> Cluster:
     """A cluster whose device d hosts the models `placement[d]`.
@@ -88,6 +89,7 @@ def make_cluster(
         overhead_ticks=to_ticks(overhead_s),
         signal_period_ticks=to_ticks(signal_period_s),
         cancel_expired=cancel_expired,
+        shed_late=shed_late,
         scheduler=scheduler,
         price_per_device_hour=None,
         profile_kind="made up",

@@ -34,7 +34,7 @@ _REFUSALS: Mapping[int, str] = {
     408: "The body did not arrive in time: `request_timeout`.",
     413: "The body is too large: `request_too_large`.",
     415: "The body is no JSON by its content type: `unsupported_media_type`.",
-    429: "Too much load: `queue_full`, `shed`, `too_many_requests`.",
+    429: "Too much load: `queue_full`, `too_late`, `shed`, `too_many_requests`.",
     500: "A fault of the gateway: `internal_error`.",
     502: "Replicas failed: `backend_lost`.",
     503: "No replica is alive, or the gateway is about to end: `no_capacity`, `draining`.",

@@ -84,7 +84,7 @@ def outcome_of(refusal: RefusalError) -> Outcome:
     """
     known = {
         "deadline_exceeded": Outcome.CANCELLED, "shed": Outcome.SHED, "queue_full": Outcome.SHED,
-        "context_length_exceeded": Outcome.SHED,
+        "too_late": Outcome.SHED, "context_length_exceeded": Outcome.SHED,
     }  # fmt: skip
     if refusal.code not in known:
         raise RuntimeError(f"a request ended as {refusal.code}: {refusal.message}")

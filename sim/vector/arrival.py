@@ -143,6 +143,8 @@ def observe(
         finished_requests=state.finished_requests,
         finished_tokens=state.finished_tokens,
     )
+    if cluster.shed_late:
+        observation = observation.without_late()
     return observation, Counted(window, current, previous, now)
 
 

@@ -53,8 +53,8 @@ register_dataclass(
         "overhead_ticks", "signal_period_ticks", "cancel_expired",
     ],
     meta_fields=[
-        "models", "tasks", "n_devices", "scheduler", "price_per_device_hour", "profile_kind",
-        "profile_hash",
+        "models", "tasks", "n_devices", "shed_late", "scheduler", "price_per_device_hour",
+        "profile_kind", "profile_hash",
     ],
 )  # fmt: skip
 

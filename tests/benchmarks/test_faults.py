@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.live.campaign import campaign
-from tests.live.overload import QUEUE, overload
+from tests.live.overload import overload
 
 REQUESTS, SECONDS = 10_000, 60.0
 
@@ -31,10 +31,10 @@ def test_faults(benchmark: Any) -> None:
     benchmark.pedantic(lambda: asyncio.run(play()), rounds=1)
 
 
-@pytest.mark.parametrize("queue", [QUEUE, 256])
-def test_overload(benchmark: Any, queue: int) -> None:
+@pytest.mark.parametrize("shed_late", ["true", "false"])
+def test_overload(benchmark: Any, shed_late: str) -> None:
     async def play() -> None:
-        async with overload(queue) as one:
+        async with overload(f"cluster.shed_late={shed_late}") as one:
             await one.play(SECONDS)
             print("", one.table, sep="\n")
             benchmark.extra_info["goodput %"] = round(100 * one.goodput)

@@ -14,9 +14,9 @@ PATIENCE_S = 120.0  # no request may take longer, whatever happens
 # what a gateway may say to a request that is itself in order, and by which status
 REFUSALS = {
     "backend_lost": 502, "no_capacity": 503, "deadline_exceeded": 504, "queue_full": 429,
-    "shed": 429, "too_many_requests": 429,
+    "too_late": 429, "shed": 429, "too_many_requests": 429,
 }  # fmt: skip
-BEFORE_SENDING = frozenset({"no_capacity", "queue_full", "shed", "too_many_requests"})
+BEFORE_SENDING = frozenset({"no_capacity", "queue_full", "shed", "too_late", "too_many_requests"})
 
 
 @dataclass(frozen=True)

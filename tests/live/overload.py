@@ -5,12 +5,15 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import aiohttp
 
-from tests.live.campaign import before_one
+from sim.profile import Bundle, StepTime, load_bundle, save_bundle
+from tests.live.campaign import FAR, before_one
 from tests.live.client import Reply, Request, ask
 from tests.live.emulated_server import Emulated, Server
 from tests.live.served import Served
@@ -20,7 +23,6 @@ SERVER = Emulated(ttft_s=0.08, tpot_s=0.04, slots=4, echoes=True)
 CAPACITY_RPS = SERVER.slots / (SERVER.ttft_s + (TOKENS - 1) * SERVER.tpot_s)
 TIMES = 3.0  # the capacity
 E2E_S = 2.0
-QUEUE = 16  # requests: the last of them waits for 0.8 s
 LOOK_S = 0.02  # between two looks at the server's slots
 
 
@@ -96,7 +98,24 @@ class Overload:
 
 
 @asynccontextmanager
-async def overload(queue: int) -> AsyncIterator[Overload]:
-    """Everything up; so many requests may wait."""
-    async with before_one(SERVER, f"cluster.max_queue={queue}") as (served, session, server):
-        yield Overload(served, session, server)
+async def overload(*arguments: str) -> AsyncIterator[Overload]:
+    """Everything up, with a profile of the server, and what else the deployment is to say."""
+    with TemporaryDirectory() as folder:
+        profile = f"cluster.profile={profile_of(SERVER, Path(folder))}"
+        async with before_one(SERVER, profile, *arguments) as (served, session, server):
+            yield Overload(served, session, server)
+
+
+def profile_of(emulated: Emulated, folder: Path) -> str:
+    """A profile in which the model of the server takes as long as it does there."""
+    shipped = load_bundle("pkg://calibrate.profiles/cpu-epyc-1-thread")
+    nothing = ((0, 0.0), (4096, 0.0))
+    steps = StepTime(
+        host_s=emulated.tpot_s, prompt_s=emulated.ttft_s - emulated.tpot_s, tokens_s=nothing,
+        pair_s=0.0, kv_token_s=0.0,
+    )  # fmt: skip
+    changes = {"step_time": steps, "envelope": None, "replicates": ()}
+    models = {**shipped.models, FAR: shipped.models[FAR].model_copy(update=changes)}
+    meta = shipped.meta.model_copy(update={"attachments": {}})
+    save_bundle(Bundle(meta, models, shipped.quality), folder / "emulated")
+    return str(folder / "emulated")

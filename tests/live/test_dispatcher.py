@@ -171,6 +171,17 @@ def test_full_queues_say_when_to_come_again():
     assert at.dispatcher.admit(incoming(model="m0")).end is None
 
 
+def test_what_no_busy_replica_can_answer_in_time_is_refused_and_an_idle_one_takes():
+    at = stage(max_batch=1, shed_late=True)
+    asked = {"prompt_tokens": 9000, "e2e_s": 0.001, "model": "m1"}
+    for _ in range(2):  # one for each device
+        at.dispatcher.admit(incoming(**asked))
+    refused = refusal(lambda: at.dispatcher.admit(incoming(**asked)))
+    assert (refused.status, refused.code) == (429, "too_late")
+    assert (refused.retry_after_s or 0) >= 1
+    assert at.dispatcher.admit(incoming(**{**asked, "e2e_s": 60.0})).end is None
+
+
 def test_what_the_router_gives_up_is_refused_and_ends_once():
     at = stage(To(SHED))
     refused = refusal(lambda: at.dispatcher.admit(incoming()))

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs pip install -e '.[live]'")
 
 from tests.live.client import REFUSALS
-from tests.live.overload import E2E_S, QUEUE, overload
+from tests.live.overload import E2E_S, overload
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ RECOVERY_S = 3.0
 
 def test_a_gateway_serves_what_it_can_and_refuses_the_rest_at_once() -> None:
     async def play() -> None:
-        async with overload(QUEUE) as one:
+        async with overload() as one:
             before_s = await one.alone_s()
             await one.play(SECONDS)
             print("", one.table, sep="\n")

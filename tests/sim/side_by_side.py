@@ -89,6 +89,7 @@ def draw_case(placement: list[list[int]], stale: bool, seed: int, scheduler: Sch
         overhead_s=float(pick([0.0, 0.25])),
         signal_period_s=float(pick([1.0, 2.5])) if stale else 0.0,
         cancel_expired=bool(pick([True, True, False])),
+        shed_late=(len(placement) + stale) % 2 == 0,  # the same in a batch
         scheduler=scheduler,
     )
     n = cluster.n_replicas

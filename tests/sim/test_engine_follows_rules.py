@@ -168,6 +168,7 @@ def draw_cluster(rng: np.random.Generator, workload: Workload) -> Cluster:
         overhead_s=GRID_S * int(rng.integers(0, 3)),
         signal_period_s=GRID_S * int(rng.choice([0, 0, 1, 4, 13])),
         cancel_expired=bool(rng.random() < 0.7),
+        shed_late=bool(rng.random() < 0.2),
         scheduler="transformers_fifo" if transformers else "vllm",
     )
 

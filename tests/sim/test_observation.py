@@ -7,9 +7,11 @@ from functools import cached_property
 import numpy as np
 import pytest
 
+from agent.baselines import LeastLoaded
 from sim.observation import OBSERVATION_SCHEMA, WINDOWS_S, Observation, fits_alone
 from sim.router import Router, draw_random_bits
 from sim.ticks import to_ticks
+from sim.types import Outcome
 from tests.systems import Send, make_bounds, make_cluster, make_workload, run
 
 
@@ -129,6 +131,39 @@ def test_the_mask_tells_full_queues_long_requests_and_the_dead():
     cluster.alive[1] = False
     _, seen = observations(cluster, make_workload([0]), [0])
     assert seen[0]["mask"] == [True, False]
+
+
+def test_replicas_predicted_too_late_are_masked_unless_their_device_is_idle():
+    workload = make_workload([0, 0, 0, 0], output=4)  # each takes 4 s alone, one at a time
+    for grace_s, late in ((0.0, [False, True]), (1.0, [False, True]), (6.0, [True, True])):
+        cluster = make_cluster([[0], [0]], max_batch=1, shed_late=True)
+        _, seen = observations(cluster, workload, [0, 0], e2e_s=5.0, grace_s=grace_s)
+        assert [s["mask"] for s in seen[:2]] == [[True, True], late]
+    cluster = make_cluster([[0]], max_batch=1, shed_late=True)
+    _, seen = observations(cluster, workload, [0], e2e_s=3.0)
+    assert [s["mask"] for s in seen[:2]] == [[True], [False]]  # too late even at once
+    for bound in ("ttft_s", "tpot_s"):
+        cluster = make_cluster([[0, 1]], step_s=[1.0, 1.0], shed_late=True)
+        _, seen = observations(cluster, workload, [0, 1], **{bound: 1.5})
+        assert [s["mask"] for s in seen[:2]] == [[True, True], [True, False]]
+
+
+def test_under_too_much_load_shedding_what_is_late_keeps_the_rest_in_time():
+    workload = make_workload(np.arange(0, 60, 0.5).tolist(), output=4, max_tokens=4)
+    kept, lost = (
+        run(make_cluster(max_batch=1, shed_late=shed), workload, LeastLoaded(), e2e_s=10.5)
+        for shed in (True, False)
+    )
+    on_time = [
+        int(np.sum((r.outcome == Outcome.FINISHED) & (r.leave_ticks <= deadline(r))))
+        for r in (kept, lost)
+    ]
+    assert on_time[0] > 2 * on_time[1]
+    assert set(kept.outcome.tolist()) == {Outcome.FINISHED, Outcome.SHED}
+
+
+def deadline(result):
+    return result.workload.arrival_ticks + result.bounds.e2e_ticks
 
 
 def test_what_fits_alone_is_what_a_replica_does_not_refuse():
