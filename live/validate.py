@@ -17,21 +17,10 @@ from rich.console import Console
 
 from agent.evaluate import compose_policies
 from agent.trial import PolicyConfig
+from live.validation.rehearsal import Conditions, load_conditions, rehearse, save_conditions
 from live.validation.report import document, tables, verdict, write_report
 from live.validation.requests import Examples, Noise, Questions
-from live.validation.session import (
-    RUNS,
-    Conditions,
-    Stage,
-    compare,
-    doubts_of,
-    load_conditions,
-    perform,
-    rehearse,
-    save_conditions,
-    set_stage,
-    to_play,
-)
+from live.validation.session import RUNS, Stage, compare, doubts_of, perform, set_stage, to_play
 from live.validation.spec import ValidateSpec
 from live.validation.watch import Nobody, Watch
 from live.validation.workers import calibrate, make_workers, vocabulary

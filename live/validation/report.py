@@ -12,7 +12,8 @@ from rich.table import Table
 from calibrate.latency import HELD_TO, Row
 from live.validation import plots
 from live.validation.comparison import PERCENTILES, Cell, Comparison, Pair, scored
-from live.validation.session import Conditions, Stage
+from live.validation.rehearsal import Conditions
+from live.validation.session import Stage
 from sim.report import (
     Section,
     Value,

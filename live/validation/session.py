@@ -1,4 +1,4 @@
-"""A validation from its settings to its comparison: rehearsal, live runs, simulations."""
+"""A validation from its settings to its comparison: live runs and their simulations."""
 
 import hashlib
 import json
@@ -12,8 +12,6 @@ from jaxtyping import Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from agent.baselines import Uniform
-from agent.capacity import capacity_rps
 from agent.compiled import deciding_fast
 from agent.provenance import files_hash
 from agent.trial import PolicyConfig
@@ -21,47 +19,24 @@ from live.validation.comparison import Cell, Comparison, LiveRun
 from live.validation.play import Play, play
 from live.validation.probe import Probe, probe
 from live.validation.recording import Recording
-from live.validation.requests import Question, Questions
+from live.validation.rehearsal import Conditions
+from live.validation.requests import Questions
+from live.validation.scene import Scene, capacity, draw_scene
 from live.validation.spec import ValidateSpec
 from live.validation.steps import gap_s, outside, slower, slowness
 from live.validation.watch import Watch
 from sim.cluster import simulate
-from sim.config import ConfigError, Spec, check
-from sim.deploy import ClusterSpec, build_cluster
-from sim.files import whole
+from sim.config import ConfigError
+from sim.deploy import build_cluster
 from sim.observation import Array, Observation
 from sim.policy import Policy, PolicyWarning, State, make_policy
 from sim.profile import Bundle
 from sim.ticks import to_seconds
-from sim.types import Bounds, Cluster, Result, Workload
-from sim.utility import bounds_of, on_time
-from sim.workload import at_rate, content_hash, generate
+from sim.types import Cluster, Result
+from sim.utility import on_time
+from sim.workload import content_hash
 
-LOOKS = 3  # at idle workers, before anything is played
 RUNS = "runs"  # the folder of all that was played
-REHEARSED = 1000  # added to the seed of what is played for the comparison
-
-
-class Conditions(Spec):
-    """What was found of the workers before anything was compared."""
-
-    overhead_s: float  # around a lone step: from the gateway to the queue, and back
-    gateway_s: float  # to observe, decide and send; median
-    gap_s: float  # between the steps of a busy device; mean
-    contention: float  # times as long a step takes where all devices are busy; of idle workers
-    slowness: dict[str, float]  # by model, of the rehearsal: step times over those of the bundle
-    calibrated: bool  # here: gap and slowness then went into the bundle
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """One load: what every policy is given, simulated and live."""
-
-    load: float
-    rate_rps: float
-    workload: Workload
-    bounds: Bounds
-    questions: Sequence[Question]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,38 +118,10 @@ def set_stage(
     doubts = doubts_of(policies, cluster)
     largest_rps = capacity(spec, own, bundle, questions)
     scenes = tuple(
-        scene(spec, cluster, questions, load, load * largest_rps, spec.seed + number)
+        draw_scene(spec, cluster, questions, load, load * largest_rps, spec.seed + number)
         for number, load in enumerate(spec.loads)
     )
     return Stage(spec, bundle, cluster, policies, scenes, gap_s, doubts)
-
-
-def scene(
-    spec: ValidateSpec, cluster: Cluster, questions: Questions, load: float, rate_rps: float,
-    seed: int,
-) -> Scene:  # fmt: skip
-    """A workload at a rate, with its bounds and questions."""
-    rate = float(f"{rate_rps:.3g}")
-    context = int(cluster.max_context.min())
-    drawn = generate(at_rate(spec.workload, rate), spec.tasks, seed, context)
-    asked = questions.ask(drawn, seed)
-    workload = questions.lengths(drawn, asked)
-    return Scene(load, rate, workload, bounds_of(spec.utility, workload), asked)
-
-
-def capacity(spec: ValidateSpec, own: ClusterSpec, bundle: Bundle, questions: Questions) -> float:
-    """Requests/s that the largest model alone sustains on these devices.
-
-    Raises:
-        ConfigError: if the workload has too few requests that can be served.
-    """
-    largest = build_cluster(own, bundle, spec.tasks.names, spec.cluster.models[-1:])
-    drawn = generate(spec.workload, spec.tasks, spec.seed, int(largest.max_context.min()))
-    workload = questions.lengths(drawn, questions.ask(drawn, spec.seed))
-    try:
-        return capacity_rps(largest, workload)
-    except ValueError as error:
-        raise ConfigError("workload", spec.workload.kind, str(error)) from None
 
 
 class Ready:
@@ -216,49 +163,6 @@ class Believing:
     def decide(self, state: State, observation: Observation) -> tuple[Int[Array, ""], State]:
         """As the policy that expects the step times of the cluster that it believes in."""
         return self._policy.decide(state, replace(observation, cluster=self._believed))
-
-
-async def rehearse(
-    spec: ValidateSpec, bundle: Bundle, watches: Sequence[Watch], questions: Questions,
-    calibrated: bool,
-) -> tuple[Conditions, Bundle]:  # fmt: skip
-    """Look at the workers, and play a workload on all models that is not compared.
-
-    Returns:
-        What was found; and the bundle, with the time between steps and the speed that the workers
-        had in the rehearsal, if it was `calibrated` here.
-    """
-    cluster = build_cluster(spec.cluster, bundle, spec.tasks.names)
-    looks = [await probe(watches, cluster, bundle) for _ in range(LOOKS)]
-    own = spec.model_copy(
-        update={
-            "workload": spec.workload.model_copy(update={"duration_s": spec.rehearsal.duration_s})
-        }
-    )
-    rate = spec.rehearsal.load * capacity(spec, spec.cluster, bundle, questions)
-    given = scene(own, cluster, questions, spec.rehearsal.load, rate, spec.seed + REHEARSED)
-    policy = Ready(Uniform(), cluster)
-    wanted = Play(given.workload, given.bounds, given.questions, policy, policy.name, spec.seed)
-    played = await play(watches, cluster, wanted)
-    between = gap_s(played.steps, cluster)
-    found = Conditions(
-        overhead_s=float(np.median([look.overhead_s for look in looks])),
-        gateway_s=float(np.median(played.columns["gateway_s"])),
-        gap_s=looks[-1].gap_s if between is None else between,
-        contention=float(np.median([look.contention for look in looks])),
-        slowness=slowness(played.steps, cluster, bundle),
-        calibrated=calibrated,
-    )
-    if not calibrated:
-        return found, bundle
-    told = ", ".join(f"{model} {factor:.3f}" for model, factor in found.slowness.items())
-    line = (
-        f"step times times {told} and {1e6 * found.gap_s:.0f} µs more: in a rehearsal on the "
-        "workers they were so much longer"
-    )
-    mended = slower(bundle, found.slowness, found.gap_s)
-    meta = mended.meta.model_copy(update={"sources": (*mended.meta.sources, line)})
-    return found, replace(mended, meta=meta)
 
 
 def to_play(stage: Stage, folder: Path) -> list[tuple[Scene, str, int]]:
@@ -384,14 +288,3 @@ def _order(stage: Stage) -> Iterator[tuple[Scene, str, int]]:
 
 def _file(stage: Stage, folder: Path, scene: Scene, label: str, repeat: int) -> Path:
     return folder / RUNS / stage.key / f"load{scene.load:g}_{label}_{repeat}.npz"
-
-
-def save_conditions(found: Conditions, path: Path) -> None:
-    """Write them, all of it or nothing."""
-    with whole(path) as draft:
-        draft.write_text(found.model_dump_json(indent=1) + "\n", "utf-8")
-
-
-def load_conditions(path: Path) -> Conditions:
-    """Read what `save_conditions` wrote."""
-    return check(Conditions, json.loads(path.read_text("utf-8")), path.name)
