@@ -12,15 +12,17 @@ QUICK := resume=false pool=32 validation=16 assess_every=3 save_every=3 \
 	agent.dqn.iterations=3 agent.practice.clusters=8 agent.practice.requests=2000
 
 OUT ?= outputs/gpu
-STAGES ?= calibrate validate rollout training router
+STAGES ?= calibrate validate live rollout training router
 DEVICE ?= cuda
+LIVING := gateway worker faults decision
 GPU_MODELS ?= [opt-125m,opt-1.3b,opt-6.7b]
 CALIBRATE ?= repeat.most=24
 VALIDATE ?=
+LIVE ?=
 VECTOR_CLUSTERS ?= 1024,16384
 
 .DEFAULT_GOAL := help
-.PHONY: run test lint bench gpu gpu-calibrate gpu-validate gpu-rollout gpu-training gpu-router clean help
+.PHONY: run test lint bench bench-live gpu gpu-calibrate gpu-validate gpu-live gpu-rollout gpu-training gpu-router clean help
 
 run: $(INSTALLED)  ## train a router, compare it with the others, report
 	$(BIN)/python -m agent.train name=quick $(QUICK)
@@ -35,7 +37,11 @@ lint: $(INSTALLED_TEST)  ## style and types only
 	$(BIN)/mypy
 
 bench: $(INSTALLED_TEST)  ## how fast the engine is on this machine
-	$(BIN)/python -m pytest tests/benchmarks
+	$(BIN)/python -m pytest tests/benchmarks $(LIVING:%=--ignore=tests/benchmarks/test_%.py)
+
+bench-live: $(INSTALLED_TEST)  ## what the gateway adds, decides and endures (EXTRAS=test,live)
+	BENCH_COMMAND="make bench-live EXTRAS=test,live" $(BIN)/python -m pytest -s \
+		$(LIVING:%=tests/benchmarks/test_%.py)
 
 gpu:  ## calibrate, validate, measure, train on a GPU: make gpu PYTHON=python3 (STAGES="...")
 	mkdir -p $(OUT)
@@ -53,6 +59,11 @@ gpu-validate:
 		output_dir=$(OUT)/validation $(VALIDATE) || test $$? -eq 1
 	$(PYTHON) -m calibrate.validate_roofline profiles=$(OUT)
 	tar -czf $(OUT)/validation.tar.gz -C $(OUT) validation
+
+gpu-live:
+	timeout 540 $(PYTHON) -m live.validate mode=gpu device=$(DEVICE) bundle=$(OUT)/bundle \
+		output_dir=$(OUT)/live $(LIVE); ended=$$?; \
+	tar -czf $(OUT)/live.tar.gz -C $(OUT) live; test $$ended -le 1 -o $$ended -eq 124
 
 gpu-rollout:
 	BENCH_JSON=$(OUT)/vector.json VECTOR_CLUSTERS=$(VECTOR_CLUSTERS) \
@@ -73,7 +84,7 @@ clean:  ## remove what these commands made, the environment included
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit( \

@@ -4,7 +4,7 @@ The figures that are published are kept in `docs/results/<name>.json`, with the 
 them and the hashes of profile and rules; the README shows them between a pair of markers,
 `<!-- results: <name> -->` and `<!-- end -->`, as `render` writes them. Recorded runs, one folder
 each, are kept together as `recorded`; the validation of a bundle is kept as `calibration`,
-the held-out errors of a bundle made from outside as `served`.
+the held-out errors of a bundle made from outside as `served`, a live validation as `live`.
 """
 
 import argparse
@@ -49,6 +49,8 @@ def render(published: Published) -> str:
         return _recorded(published)
     if "held_out" in published:
         return _calibration(published)
+    if "cells" in published:
+        return _live(published)
     if "latencies" in published:
         return _served(published)
     return _standings(published)
@@ -73,6 +75,17 @@ def keep_calibration(results: Mapping[str, Any]) -> Published:
     return {part: results[part] for part in parts}
 
 
+def keep_live(results: Mapping[str, Any]) -> Published:
+    """The part of a live validation's `results.json` that is published."""
+    cells = [
+        {name: part for name, part in cell.items() if name != "runs"}
+        | {"slowness": [run["slowness"] for run in cell["runs"]]}
+        for cell in results["cells"]
+    ]
+    parts = ("provenance", "tau", "pairs_differing", "pairs", "choices", "missed")
+    return {**{part: results[part] for part in parts}, "cells": cells}
+
+
 def keep_served(bundle: Path) -> Published:
     """What is published of a bundle made from outside: its errors on cells held out."""
     meta = json.loads((bundle / "meta.json").read_text())
@@ -95,6 +108,42 @@ def _served(published: Published) -> str:
         lines.append(f"| {kind} | {' | '.join(figures)} |")
     origin = published["provenance"]
     return "\n".join([*lines, "", f"`{origin['command']}`, as above · {origin['model']}"])
+
+
+def _live(published: Published) -> str:
+    heads = (
+        "utility simulated, % of peak", "real", "goodput off by, points", "at their speed",
+        "end to end P50 off by, %", "real runs differ by", "at their speed", "P95",
+        "real runs differ by", "at their speed",
+    )  # fmt: skip
+    lines = [f"| load, policy | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for cell in published["cells"]:
+        figures = [
+            _plain(cell["utility_simulated"]), _percent(cell["utility_live"]),
+            _signed(cell["goodput_error"]), _signed(cell["goodput_error_at_speed"]),
+        ]  # fmt: skip
+        for statistic in ("P50", "P95"):
+            (found,) = (
+                latency for latency in cell["latencies"]
+                if (latency["kind"], latency["statistic"]) == ("end-to-end latency", statistic)
+            )  # fmt: skip
+            figures += [_signed(found["error"]), _plain(found["spread"])]
+            figures.append(_signed(found["error_at_speed"]))
+        lines.append(f"| {cell['load']:g}, {cell['policy']} | {' | '.join(figures)} |")
+    runs = [
+        each for cell in published["cells"] for run in cell["slowness"] for each in run.values()
+    ]
+    voids = sum(cell["void"] for cell in published["cells"])
+    pairs, regret = published["pairs"], max(choice["regret"] for choice in published["choices"])
+    told = (
+        f"Of {len(pairs)} pairs of policies {published['pairs_differing']} differ on real workers; "
+        f"Kendall's τ over them is {published['tau']:.2f}. Following the simulator costs "
+        f"{_plain(regret)} points of utility at the most. Steps took {min(runs):.2f} to "
+        f"{max(runs):.2f} times as long as the bundle says; {voids} runs were void; "
+        f"{len(published['missed'])} aims are missed."
+    )
+    origin = published["provenance"]
+    return "\n".join([*lines, "", told, "", f"`{origin['command']}` · {origin['device']}"])
 
 
 def _calibration(published: Published) -> str:
@@ -195,7 +244,8 @@ def main() -> None:
         "folder",
         nargs="*",
         type=Path,
-        help="an output_dir of agent.evaluate, calibrate.validate_run or validate_bundle; a bundle",
+        help="an output_dir of agent.evaluate, calibrate.validate_run, calibrate.validate_bundle or "
+        "live.validate; a bundle",
     )
     for folder in parser.parse_args().folder:
         if not (folder / "results.json").exists() and (folder / "meta.json").exists():
@@ -208,6 +258,8 @@ def main() -> None:
         if "run" in results:
             path, others = recorded, json.loads(recorded.read_text()) if recorded.exists() else {}
             kept = keep_recorded(results, others)
+        elif "tau" in results:
+            path, kept = RESULTS / "live.json", keep_live(results)
         elif "held_out" in results:
             path, kept = RESULTS / "calibration.json", keep_calibration(results)
         else:

@@ -20,7 +20,7 @@ from agent.trial import PolicyConfig
 from live.validation.rehearsal import Conditions, load_conditions, rehearse, save_conditions
 from live.validation.report import document, tables, verdict, write_report
 from live.validation.requests import Examples, Noise, Questions
-from live.validation.session import RUNS, Stage, compare, doubts_of, perform, set_stage, to_play
+from live.validation.session import LATENCY, RUNS, Stage, compare, doubts_of, perform, set_stage, to_play
 from live.validation.spec import ValidateSpec
 from live.validation.watch import Nobody, Watch
 from live.validation.workers import calibrate, make_workers, vocabulary
@@ -33,7 +33,6 @@ from sim.policy import PolicyWarning
 from sim.profile import Bundle, load_bundle, save_bundle
 from sim.rules import rules_hash
 
-LATENCY = "latency"  # as models: random weights
 START_S = 300.0  # for the workers to load their models
 BUNDLE, CALIBRATION, CONDITIONS = "bundle", "calibration", "conditions.json"  # in output_dir
 VERSIONS = ("python", "torch", "transformers", "system")  # of what a bundle says of its machine

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.provenance import files_hash
 from agent.publish import BLOCK, README, RESULTS, update
 from sim.profile import load_bundle
 from sim.rules import rules_hash
@@ -24,6 +25,10 @@ def test_a_result_was_made_under_the_rules_and_the_profile_of_today(path):
     published = json.loads(path.read_text())
     origin = published["provenance"]
     assert origin["rules hash"] == rules_hash(), f"made under other rules: {origin['command']}"
+    if "cells" in published:  # on a machine's own profile, under the router that ships for it
+        shipped_hash = files_hash("pkg://agent.checkpoints/cpu", "checkpoint")
+        assert origin["checkpoint of learned"] == shipped_hash, origin["command"]
+        return
     if "recorded" in published or "latencies" in published:
         return  # its profiles are not shipped
     if "held_out" in published:

@@ -50,6 +50,7 @@ class Cell:
     live: tuple[LiveRun | None, ...]  # by repeat; None: void, requests were sent too late
     utility: UtilitySpec
     window_s: float
+    scored: bool  # whether it is known which answers are right
 
     @property
     def valid(self) -> tuple[LiveRun, ...]:
@@ -77,6 +78,16 @@ class Cell:
         """Utility of the real runs as a share of peak, resampled by repeat and window."""
         rows = np.stack([*self.earned.values()])
         return ratio_interval(rows, np.broadcast_to(self.peak, rows.shape))
+
+    @property
+    def by_answers(self) -> list[float]:
+        """Utility of each real run as a share of peak, 1 for an answer that is right and in time.
+
+        It is what the others predict by the quality of the models. Nothing where no answer is known
+        to be right.
+        """
+        penalty = self.utility.miss_penalty
+        return [scored(run, penalty) for run in self.valid] if self.scored else []
 
     @property
     def goodput(self) -> float:

@@ -45,6 +45,32 @@ def pairs(comparison: Comparison) -> Figure:
 
 
 @drawn
+def answers(comparison: Comparison) -> Figure:
+    """Utility by right answers against simulated utility, a mark for each cell."""
+    figure = Figure(figsize=(WIDTH, 4.4))
+    axes = figure.subplots()
+    axes.grid(visible=True, axis="both")
+    for number, policy in enumerate(comparison.policies):
+        own = [cell for cell in comparison.cells if cell.policy == policy and cell.valid]
+        realised = np.array([cell.by_answers for cell in own]).reshape(len(own), -1)
+        middle = realised.mean(axis=1)
+        ends = np.abs(np.stack([realised.min(axis=1), realised.max(axis=1)]) - middle)
+        axes.errorbar(
+            [cell.performance for cell in own], middle, yerr=ends, fmt="o", markersize=6,
+            linewidth=1.4, color=SERIES[number % len(SERIES)][0], label=policy,
+        )  # fmt: skip
+    low = min(axes.get_xlim()[0], axes.get_ylim()[0])
+    high = max(axes.get_xlim()[1], axes.get_ylim()[1])
+    axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+    axes.set_xlabel("predicted: simulated utility, % of peak")
+    axes.set_ylabel("realised: by answers")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.legend(loc="upper left", handletextpad=0.2)
+    return figure
+
+
+@drawn
 def utilities(comparison: Comparison) -> Figure:
     """Utility of each cell: real with its interval and its repeats, and simulated."""
     figure = Figure(figsize=(WIDTH, 3.6))

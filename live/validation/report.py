@@ -11,7 +11,7 @@ from rich.table import Table
 
 from calibrate.latency import HELD_TO, Row
 from live.validation import plots
-from live.validation.comparison import PERCENTILES, Cell, Comparison, Pair, scored
+from live.validation.comparison import PERCENTILES, Cell, Comparison, Pair
 from live.validation.rehearsal import Conditions
 from live.validation.session import Stage
 from sim.report import (
@@ -43,6 +43,11 @@ LATENCY_NOTE = (
     "Simulated against the median of the live runs; the aim is about {held}: an error within it, "
     "or within what live runs differ by from their median. What misses its aim is marked."
 )
+ANSWERS_NOTE = (
+    "Utility in % of peak. Predicted: the measured quality of whichever model answered, in the "
+    "simulator and on real workers. Realised: 1 for an answer that is right and in time, the mean of "
+    "the repeats with the least and the most. Error: simulated less realised."
+)
 MET = "Every aim is met."
 FIRST = 4  # aims missed that the terminal tells of
 
@@ -55,6 +60,9 @@ def tables(comparison: Comparison) -> list[Table]:
         title_justify="left", box=None, padding=(0, 1, 0, 0),
     )  # fmt: skip
     columns = ("load", "policy", "utility", "real", "goodput\npoints", "at their\nspeed")
+    scored = any(cell.scored for cell in comparison.cells)
+    if scored:
+        columns = (*columns[:4], "by\nanswers", *columns[4:])
     for column in (*columns, *(f"end to end\n{statistic}, %" for statistic in HELD_TO)):
         left = column == "policy"
         shown.add_column(column, justify="left" if left else "right", no_wrap=True)
@@ -67,6 +75,7 @@ def tables(comparison: Comparison) -> list[Table]:
         shown.add_row(
             f"{cell.load:g}", cell.policy, _points(cell.performance),
             _points(cell.live_performance.value),
+            *([_points(float(np.mean(cell.by_answers)))] if scored else []),
             f"[red]{error}[/]" if abs(cell.goodput_error) > aims.goodput else error,
             _plus(cell.goodput_error_at_speed),
             *(_brief(rows.get(statistic), aims.latency) for statistic in HELD_TO),
@@ -99,7 +108,7 @@ def document(
             for pair in comparison.pairs
         ],
         "choices": [asdict(choice) for choice in comparison.choices],
-        "cells": [_cell(cell, stage) for cell in comparison.cells],
+        "cells": [_cell(cell) for cell in comparison.cells],
         "aims": comparison.aims.model_dump(mode="json"),
         "missed": list(comparison.missed),
     }
@@ -115,6 +124,8 @@ def write_report(
         cells = [cell for cell in comparison.cells if cell.load == load and cell.valid]
         if cells:
             sections.append(_latencies(cells, comparison.aims.latency))
+    if any(cell.scored for cell in comparison.cells):
+        sections.insert(2, _answers(comparison))
     sections.append(_machine(comparison, found, spec.late_s))
     if comparison.missed:
         aims = {str(number): aim for number, aim in enumerate(comparison.missed, 1)}
@@ -254,6 +265,37 @@ def _cells(comparison: Comparison) -> Section:
     )
 
 
+def _answers(comparison: Comparison) -> Section:
+    rows: list[list[Value | str]] = [
+        [
+            f"{cell.load:g}: {cell.policy}", _points(cell.performance),
+            _points(cell.live_performance.value), _spread(cell.by_answers),
+            _plus(cell.performance - float(np.mean(cell.by_answers))),
+        ]
+        for cell in comparison.cells
+        if cell.valid
+    ]  # fmt: skip
+    header = ["load: policy", "predicted: simulated", "predicted: real", "realised", "error, points"]
+    return Section(
+        "Predicted and realised utility",
+        [
+            figure(
+                plots.answers(comparison),
+                "On the line what is earned by right answers in time is what was predicted; bars "
+                "from the least to the most of the repeats.",
+                "Utility by answers against simulated utility",
+            ),
+            html_table(header, rows, ANSWERS_NOTE),
+        ],
+    )
+
+
+def _spread(shares: Sequence[float]) -> Value:
+    return Value(
+        _points(float(np.mean(shares))), f"{_points(min(shares))} to {_points(max(shares))}"
+    )
+
+
 def _latencies(cells: Sequence[Cell], aim: float) -> Section:
     rows: list[list[Value | str]] = []
     for cell in cells:
@@ -347,7 +389,7 @@ def _conditions(found: Conditions) -> str:
     )
 
 
-def _cell(cell: Cell, stage: Stage) -> dict[str, JsonValue]:
+def _cell(cell: Cell) -> dict[str, JsonValue]:
     head: dict[str, JsonValue] = {
         "load": cell.load,
         "rate_rps": cell.rate_rps,
@@ -359,12 +401,9 @@ def _cell(cell: Cell, stage: Stage) -> dict[str, JsonValue]:
     }
     if not cell.valid:
         return head
-    penalty = stage.spec.utility.miss_penalty
     return head | {
         "utility_live": {**asdict(cell.live_performance)},
-        "utility_by_answers": [scored(run, penalty) for run in cell.valid]
-        if stage.spec.models != "latency"
-        else None,
+        "utility_by_answers": [*cell.by_answers] if cell.scored else None,
         "goodput_live": [*cell.live_goodput],
         "goodput_error": cell.goodput_error,
         "goodput_error_at_speed": cell.goodput_error_at_speed,

@@ -36,6 +36,7 @@ from sim.types import Cluster, Result
 from sim.utility import on_time
 from sim.workload import content_hash
 
+LATENCY = "latency"  # as models: random weights
 RUNS = "runs"  # the folder of all that was played
 
 
@@ -231,7 +232,7 @@ def compare(stage: Stage, folder: Path, console: Console) -> Comparison:
                 cells.append(
                     Cell(
                         scene.load, scene.rate_rps, label, simulated, tuple(runs), spec.utility,
-                        spec.window_s,
+                        spec.window_s, spec.models != LATENCY,
                     )
                 )  # fmt: skip
     return Comparison(tuple(cells), spec.aims)

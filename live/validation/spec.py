@@ -1,6 +1,6 @@
 """What `python -m live.validate` is asked for."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -25,7 +25,7 @@ class CalibrationSpec(Spec):
 
 
 class RehearsalSpec(Spec):
-    """A workload that is played first, under a policy that uses every model."""
+    """A workload that is played first, on one model after the other."""
 
     load: Load
     duration_s: float = Field(gt=0)
@@ -55,6 +55,7 @@ class ValidateSpec(Spec):
     repeats: int = Field(ge=2)
     window_s: WindowWidth
     late_s: float = Field(gt=0)
+    device: Literal["cpu", "cuda"]
     threads: int = Field(ge=1)
     calibration: CalibrationSpec
     quality: dict[str, JsonValue]

@@ -40,6 +40,11 @@ def own_cores(spec: ValidateSpec) -> list[tuple[int, ...]]:
     return [tuple(allowed[d * threads : (d + 1) * threads]) for d in range(devices)]
 
 
+def name_of(spec: ValidateSpec, device: int) -> str:
+    """What PyTorch calls a device."""
+    return spec.device if spec.device == "cpu" else f"{spec.device}:{device}"
+
+
 def make_workers(
     spec: ValidateSpec, cluster: Cluster, bundle: Bundle, sources: Mapping[str, str],
     tokenizer: Tokenizer,
@@ -53,7 +58,11 @@ def make_workers(
     for device, cores in enumerate(own_cores(spec)):
         models = hosted_models(cluster, device, sources.__getitem__, bundle.meta.dtype, spec.seed)
         own = DeviceSpec(
-            device="cpu", threads=spec.threads, cores=cores, models=models, drain_s=DRAIN_S
+            device=name_of(spec, device),
+            threads=spec.threads,
+            cores=cores,
+            models=models,
+            drain_s=DRAIN_S,
         )
         name = f"worker{device}"
         tokenizers = dict.fromkeys(models, tokenizer)
@@ -75,8 +84,9 @@ def calibrate(
     folder.mkdir(parents=True, exist_ok=True)
     running: list[subprocess.Popen[bytes]] = []
     try:
-        for out, cores in zip(outs, own_cores(spec), strict=True):
-            command = [sys.executable, "-m", "calibrate.run", *_settings(spec, sources, out, cores)]
+        for device, (out, cores) in enumerate(zip(outs, own_cores(spec), strict=True)):
+            settings = _settings(spec, sources, out, name_of(spec, device), cores)
+            command = [sys.executable, "-m", "calibrate.run", *settings]
             with Path(f"{out}.log").open("wb") as log:
                 running.append(
                     subprocess.Popen(
@@ -125,11 +135,11 @@ def vocabulary(bundle: Bundle) -> int:
 
 
 def _settings(
-    spec: ValidateSpec, sources: Mapping[str, str], out: Path, cores: Sequence[int]
+    spec: ValidateSpec, sources: Mapping[str, str], out: Path, device: str, cores: Sequence[int]
 ) -> list[str]:
     cluster = spec.cluster
     values: dict[str, object] = {
-        "out": str(out), "models": [sources[model] for model in cluster.models],
+        "out": str(out), "device": device, "models": [sources[model] for model in cluster.models],
         "threads": spec.threads, "cores": list(cores), "resume": spec.resume, "seed": spec.seed,
         "engine.max_batch": cluster.max_batch, "engine.token_budget": cluster.token_budget,
         "engine.block_tokens": cluster.block_tokens, "engine.kv_tokens": cluster.kv_tokens,

@@ -37,7 +37,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if "BENCH_JSON" in os.environ:
         bundle = load_bundle("pkg://calibrate.profiles/a100-80gb-analytic")
         provenance = {
-            "command": "make bench",
+            "command": os.environ.get("BENCH_COMMAND", "make bench"),
             "machine": _machine(),
             "rules hash": rules_hash(),
             "profile hash": bundle.content_hash,

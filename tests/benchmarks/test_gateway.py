@@ -2,10 +2,11 @@
 
 A server without a model answers at fixed times: its first token after 50 ms, each of 7 more after
 25 ms. Clients stream from it one request after the other, evenly shifted in time, in turns directly
-and through a gateway in a process of its own; so the two meet the same machine. `added` is the
+and through a gateway in a process of its own; so they meet the same machine. `added` is the
 difference of their medians, or 99th percentiles, in milliseconds, from the request to its first
-byte and to the end of the answer. Where other work keeps the cores busy, it is above all how long
-one process more waits for its turn.
+byte and to the end of the answer. `bare` is what a process adds that passes bytes on by the same
+HTTP libraries and does nothing else. Where other work keeps the cores busy, it is above all how
+long one process more waits for its turn.
 """
 
 import asyncio
@@ -40,8 +41,11 @@ def urls() -> Iterator[dict[str, str]]:
         direct = f"http://127.0.0.1:{port}"
         backend = f"backends=[{{kind: server, name: far, url: '{direct}', model: {MODEL}}}]"
         placed = ("cluster.devices=1", f"cluster.placement=[[{MODEL}]]", "cluster.max_batch=64")
-        with serve(backend, *placed) as served:
-            yield {"direct": direct, "gateway": served.url}
+        with (
+            process("tests.live.pass_through", direct) as (_, bare),
+            serve(backend, *placed) as one,
+        ):
+            yield {"direct": direct, "bare": f"http://127.0.0.1:{bare}", "gateway": one.url}
 
 
 @pytest.mark.parametrize("clients", REQUESTS)
@@ -50,10 +54,11 @@ def test_gateway(benchmark: Any, urls: dict[str, str], clients: int) -> None:
     row: dict[str, Any] = {}
     for number, name in enumerate(("first byte", "answer")):
         for percentile in (50, 99):
-            direct, gateway = (
+            direct, bare, gateway = (
                 1000 * float(np.percentile(found[way][:, number], percentile)) for way in urls
             )
             row[f"{name} p{percentile} ms"] = round(direct, 2)
+            row[f"{name} p{percentile} bare ms"] = round(bare - direct, 2)
             row[f"{name} p{percentile} added ms"] = round(gateway - direct, 2)
     benchmark.extra_info.update(row)
 
@@ -66,7 +71,7 @@ async def measure(urls: dict[str, str], clients: int) -> dict[str, np.ndarray]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def client(number: int, way: str, requests: int) -> None:
-            body = {**BODY, "model": MODEL} if way == "direct" else BODY
+            body = BODY if way == "gateway" else {**BODY, "model": MODEL}
             await asyncio.sleep(ANSWER_S * number / clients)
             for _ in range(requests):
                 found[way].append(await ask(session, urls[way], body))

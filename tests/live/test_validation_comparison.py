@@ -38,7 +38,7 @@ def live(run: Result) -> LiveRun:
 def cell(policy: int, load: float, real: int, voids: int = 0) -> Cell:
     """A policy that does on real workers what policy `real` does in the simulator."""
     runs = (None,) * voids + (live(result(real, load)),) * (2 - voids)
-    return Cell(load, 4 * load, NAMES[policy], result(policy, load), runs, UTILITY, 1.0)
+    return Cell(load, 4 * load, NAMES[policy], result(policy, load), runs, UTILITY, 1.0, scored=True)
 
 
 def comparison(*cells: Cell) -> Comparison:
