@@ -39,9 +39,10 @@ lint: $(INSTALLED_TEST)  ## style and types only
 bench: $(INSTALLED_TEST)  ## how fast the engine is on this machine
 	$(BIN)/python -m pytest tests/benchmarks $(LIVING:%=--ignore=tests/benchmarks/test_%.py)
 
-bench-live: $(INSTALLED_TEST)  ## what the gateway adds, decides and endures (EXTRAS=test,live)
-	BENCH_COMMAND="make bench-live EXTRAS=test,live" $(BIN)/python -m pytest -s \
-		$(LIVING:%=tests/benchmarks/test_%.py)
+bench-live: $(INSTALLED_TEST)  ## what the gateway costs and endures (EXTRAS=test,live RESULTS=docs/results)
+	for part in $(LIVING); do BENCH_COMMAND="make bench-live EXTRAS=test,live" \
+		BENCH_JSON=$(if $(RESULTS),$(RESULTS)/$$part.json) \
+		$(BIN)/python -m pytest -s tests/benchmarks/test_$$part.py || exit; done
 
 gpu:  ## calibrate, validate, measure, train on a GPU: make gpu PYTHON=python3 (STAGES="...")
 	mkdir -p $(OUT)

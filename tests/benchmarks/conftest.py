@@ -1,7 +1,7 @@
 """Prints what the benchmarks found as one table, and writes it where BENCH_JSON says.
 
-`BENCH_JSON=docs/results/bench.json make bench` and then `python -m agent.publish` put it into the
-README.
+`BENCH_JSON=docs/results/bench.json make bench`, or `make bench-live RESULTS=docs/results`, and then
+`python -m agent.publish` put it into the README.
 """
 
 import json
@@ -34,7 +34,7 @@ def pytest_terminal_summary(terminalreporter, config):
     for name, row in rows.items():
         table.add_row(name, *(f"{row[key]:,}" if key in row else "" for key in columns))
     Console(file=terminalreporter._tw._file).print(table)
-    if "BENCH_JSON" in os.environ:
+    if os.environ.get("BENCH_JSON"):
         bundle = load_bundle("pkg://calibrate.profiles/a100-80gb-analytic")
         provenance = {
             "command": os.environ.get("BENCH_COMMAND", "make bench"),

@@ -1,4 +1,4 @@
-"""How long one decision takes: `make bench`.
+"""How long one decision takes: `make bench-live`.
 
 The default cluster of 4, 16 and 64 devices with three models each, at load 0.9 under the shipped
 router. Its requests are decided on one by one, by each policy as the SimPy engine asks it
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.baselines import ConservativeGreedy, LargestThatFits, LeastLoaded
+from agent.baselines import ConservativeGreedy
 from agent.checkpoint import Trained
 from agent.compiled import Compiled
 from sim.cluster import simulate
@@ -29,8 +29,6 @@ PERCENTILES = (50, 90, 99, 99.9)
 POLICIES = {
     "plans": lambda: Trained("pkg://agent/checkpoints/default"),
     "conservative_greedy": ConservativeGreedy,
-    "largest_that_fits": LargestThatFits,
-    "least_loaded": LeastLoaded,
 }
 
 

@@ -1,12 +1,12 @@
-"""What the gateway adds, measured at the client: `make bench`.
+"""What the gateway adds, measured at the client: `make bench-live`.
 
 A server without a model answers at fixed times: its first token after 50 ms, each of 7 more after
 25 ms. Clients stream from it one request after the other, evenly shifted in time, in turns directly
-and through a gateway in a process of its own; so they meet the same machine. `added` is the
-difference of their medians, or 99th percentiles, in milliseconds, from the request to its first
-byte and to the end of the answer. `bare` is what a process adds that passes bytes on by the same
-HTTP libraries and does nothing else. Where other work keeps the cores busy, it is above all how
-long one process more waits for its turn.
+and through a gateway in a process of its own; so they meet the same machine. `added` is by how many
+milliseconds the median, or the 99th percentile, differs from going there directly, from the request
+to its first byte and to the end of the answer. `bare` is the same of a process that passes bytes on
+by the same HTTP libraries and does nothing else. Where other work keeps the cores busy, it is above
+all how long one process more waits for its turn.
 """
 
 import asyncio
@@ -57,9 +57,8 @@ def test_gateway(benchmark: Any, urls: dict[str, str], clients: int) -> None:
             direct, bare, gateway = (
                 1000 * float(np.percentile(found[way][:, number], percentile)) for way in urls
             )
-            row[f"{name} p{percentile} ms"] = round(direct, 2)
-            row[f"{name} p{percentile} bare ms"] = round(bare - direct, 2)
-            row[f"{name} p{percentile} added ms"] = round(gateway - direct, 2)
+            row[f"{name} p{percentile}, bare"] = round(bare - direct, 2)
+            row[f"{name} p{percentile}, added"] = round(gateway - direct, 2)
     benchmark.extra_info.update(row)
 
 

@@ -7,8 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 pytest.importorskip("torch", reason="needs the engine: pip install -c constraints.txt -e '.[live]'")
+
+from agent.evaluate import compose_policies
+from live.validation.spec import ValidateSpec
+from sim.config import check
 
 QUICK = (
     "models=latency", "cluster.models=[opt-1m,opt-5m]", "quality.models=[opt-125m,opt-1.3b]",
@@ -44,6 +50,14 @@ def test_a_setting_that_cannot_be_is_refused_by_its_name(setting: str, told: str
     assert ended.returncode == 1
     assert "refused: " in ended.stderr
     assert told in ended.stderr
+
+
+@pytest.mark.parametrize("mode", ["smoke", "full", "gpu", "trained"])
+def test_every_mode_is_a_valid_one(mode: str) -> None:
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("validate", [f"mode={mode}"])
+        spec = check(ValidateSpec, OmegaConf.to_container(config, resolve=False), "")
+        assert len(compose_policies(spec.policies)) == 4
 
 
 @pytest.mark.slow

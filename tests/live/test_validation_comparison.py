@@ -95,3 +95,6 @@ def test_answers_are_scored_by_whether_they_are_right_and_in_time():
     right = np.arange(60) % 2 == 0
     some = replace(run, recording=type("Recording", (), {"right": right})())
     assert scored(some, 0.0) == pytest.approx(0.5)
+    whole = replace(cell(0, 0.5, 0), live=(some, some))
+    assert whole.by_answers == [pytest.approx(0.5)] * 2
+    assert replace(whole, scored=False).by_answers == []
