@@ -79,7 +79,7 @@ def keep_live(results: Mapping[str, Any]) -> Published:
     """The part of a live validation's `results.json` that is published."""
     cells = [
         {name: part for name, part in cell.items() if name != "runs"}
-        | {"slowness": [run["slowness"] for run in cell["runs"]]}
+        | {"slowness": [run["slowness"] for run in cell.get("runs", [])]}
         for cell in results["cells"]
     ]
     parts = ("provenance", "tau", "pairs_differing", "pairs", "choices", "missed")
@@ -118,6 +118,9 @@ def _live(published: Published) -> str:
     )  # fmt: skip
     lines = [f"| load, policy | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for cell in published["cells"]:
+        if "utility_live" not in cell:
+            lines.append(f"| {cell['load']:g}, {cell['policy']} {'| void ' * len(heads)}|")
+            continue
         figures = [
             _plain(cell["utility_simulated"]), _percent(cell["utility_live"]),
             _signed(cell["goodput_error"]), _signed(cell["goodput_error_at_speed"]),
@@ -134,10 +137,11 @@ def _live(published: Published) -> str:
         each for cell in published["cells"] for run in cell["slowness"] for each in run.values()
     ]
     voids = sum(cell["void"] for cell in published["cells"])
-    pairs, regret = published["pairs"], max(choice["regret"] for choice in published["choices"])
+    pairs, tau = published["pairs"], published["tau"]
+    regret = max((choice["regret"] for choice in published["choices"]), default=0.0)
     told = (
         f"Of {len(pairs)} pairs of policies {published['pairs_differing']} differ on real workers; "
-        f"Kendall's τ over them is {published['tau']:.2f}. Following the simulator costs "
+        f"Kendall's τ over them is {'–' if tau is None else f'{tau:.2f}'}. Following the simulator costs "
         f"{_plain(regret)} points of utility at the most. Steps took {min(runs):.2f} to "
         f"{max(runs):.2f} times as long as the bundle says; {voids} runs were void; "
         f"{len(published['missed'])} aims are missed."
@@ -259,7 +263,9 @@ def main() -> None:
             path, others = recorded, json.loads(recorded.read_text()) if recorded.exists() else {}
             kept = keep_recorded(results, others)
         elif "tau" in results:
-            path, kept = RESULTS / "live.json", keep_live(results)
+            device = results["config"].get("device", "cpu")
+            name = "live" if device == "cpu" else f"live_{device}"
+            path, kept = RESULTS / f"{name}.json", keep_live(results)
         elif "held_out" in results:
             path, kept = RESULTS / "calibration.json", keep_calibration(results)
         else:

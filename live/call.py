@@ -57,8 +57,13 @@ class Prediction:
 
     @property
     def finish_s(self) -> float:
-        """From the decision to the last token."""
+        """From the decision to the last token of an answer of the expected length."""
         return int(self._observation.predicted_finish_ticks[self._choice]) / TICKS_PER_S
+
+    def finish_of_s(self, tokens: int) -> float:
+        """The same of an answer of so many tokens."""
+        round_s = int(self._observation.predicted_round_ticks[self._choice]) / TICKS_PER_S
+        return self.ttft_s + max(tokens - 1, 0) * round_s
 
 
 class RefusalError(Exception):
@@ -74,6 +79,11 @@ class RefusalError(Exception):
         self.status, self.code, self.message = status, code, message
         self.retry_after_s = retry_after_s
         self.call: Call | None = None
+
+
+def broken() -> RefusalError:
+    """What a request ends as by a fault of the gateway itself."""
+    return RefusalError(500, "internal_error", "a fault of the gateway")
 
 
 class Call:

@@ -4,6 +4,7 @@ All of it happens in one event loop: a request is observed, decided and sent wit
 between, as in the simulator.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from live.backend import Backend, Job, Progress
-from live.call import Call, End, Incoming, Prediction, RefusalError, ticks
+from live.call import Call, End, Incoming, Prediction, RefusalError, broken, ticks
 from live.decider import Decider, Decision, Fault, pinned
 from live.ledger import Foreign, Ledger
 from live.servers.scrape import Scraped
@@ -25,6 +26,8 @@ from sim.router import Asked
 from sim.ticks import NEVER, TICKS_PER_S
 
 LONGEST_S = 30 * 86_400.0  # that the clock runs before it is set back; its ticks last for 97 days
+
+_log = logging.getLogger(__name__)
 
 OVERDUE_S = 1.0  # after a bound, for a replica to say that it has passed
 
@@ -115,11 +118,8 @@ class Dispatcher:
         ledger = self.fleet.ledger
         if perf_counter() - self._epoch_s > LONGEST_S:
             self._rewind()
-        tasks = ledger.cluster.tasks
-        if incoming.task not in tasks:  # it was, until the deployment changed
-            raise RefusalError(400, "unknown_task", f"task {incoming.task!r}: {', '.join(tasks)}")
         asked = Asked(
-            task=tasks.index(incoming.task),
+            task=ledger.cluster.tasks.index(incoming.task),
             prompt_tokens=incoming.prompt_tokens,
             max_tokens=incoming.max_tokens,
             arrival_ticks=self._ticks(incoming.arrived_s),
@@ -137,6 +137,9 @@ class Dispatcher:
         except RefusalError as refusal:
             refusal.call = call
             self._finish(call, refusal)
+            raise
+        except Exception:
+            self._finish(call, broken())
             raise
         return call
 
@@ -227,6 +230,9 @@ class Dispatcher:
                 self._send(call)
             except RefusalError as refusal:
                 self._finish(call, refusal)
+            except Exception:  # the backend that tells of it goes on
+                _log.exception("request %s was not sent again", call.incoming.request_id)
+                self._finish(call, broken())
 
     def refused(self, job: int, status: int, message: str) -> None:
         """As of `Events`."""
@@ -320,6 +326,7 @@ class Dispatcher:
             max_tokens=incoming.max_tokens, stop=incoming.stop, ignore_eos=incoming.ignore_eos,
             forced_tokens=incoming.forced_tokens,
             first_within_s=life_s[0], finish_within_s=life_s[1],
+            pinned=incoming.model is not None,
         )  # fmt: skip
         call.replica, call.sent_s = replica, now_s
         call.attempts += 1
@@ -330,7 +337,11 @@ class Dispatcher:
         backend = self._backend_of[job.id] = fleet.backends[replica]
         ledger.accounts[replica].send(job.id, call.asked)
         self.records.sent(call)
-        backend.submit(job)
+        try:
+            backend.submit(job)
+        except BaseException:
+            self._take(job.id)
+            raise
 
     def _decide(self, call: Call, observation: Observation) -> Decision:
         """The policy's choice, or the rule's for a pinned model; the shadow is asked as well."""

@@ -36,6 +36,7 @@ class Fleets:
     def __init__(self, make: Make, events: Events) -> None:
         self._make, self._events = make, events
         self._running: dict[str, Running] = {}
+        self._retiring: set[str] = set()
 
     @property
     def backends(self) -> tuple[Backend, ...]:
@@ -55,6 +56,11 @@ class Fleets:
         """
         wanted = {spec.name: settings_of(plan, n) for n, spec in enumerate(plan.spec.backends)}
         for name, settings in wanted.items():
+            if name in self._retiring:
+                raise ConfigError(
+                    "backends", name, "still ends what is inside: a new one needs another name, or "
+                    "to wait until then"
+                )  # fmt: skip
             if name in self._running and self._running[name].settings != settings:
                 raise ConfigError(
                     "backends", name, "runs with other settings: a new one needs a name of its own"
@@ -87,8 +93,12 @@ class Fleets:
     async def retire(self, plan: Plan, drain_s: float) -> None:
         """Stop the backends that a deployment has not, when their jobs are done."""
         kept = {spec.name for spec in plan.spec.backends}
-        gone = [self._running.pop(name) for name in [*self._running] if name not in kept]
-        await asyncio.gather(*(each.backend.stop(drain_s) for each in gone))
+        gone = {name: self._running.pop(name) for name in [*self._running] if name not in kept}
+        self._retiring |= gone.keys()
+        try:
+            await asyncio.gather(*(each.backend.stop(drain_s) for each in gone.values()))
+        finally:
+            self._retiring -= gone.keys()
 
     async def ready(self) -> None:
         """Wait until all backends of ours take jobs.

@@ -31,6 +31,7 @@ from live.records.gauges import Gauges
 from live.records.metrics import Metrics
 from live.servers.merge import Merge
 from live.servers.spec import ServerSpec
+from live.workers.tokenizer import Tokenizer
 from sim import command
 from sim.config import ConfigError, check
 
@@ -54,7 +55,6 @@ class Service:
         self._plan, self._recompose = first, recompose
         self._limit = TimeLimit(spec.policy.limit_s)
         self._deciders = make_deciders(first, self._limit)
-        self._tokenizer = find_tokenizer(first)
         metrics = Metrics()
         drift = DriftWatch(
             DriftLimits(spec.drift.threshold, spec.drift.requests, spec.drift.memory),
@@ -78,7 +78,7 @@ class Service:
         self.gateway = Gateway(
             dispatcher=self._dispatcher,
             terms=terms(first),
-            tokenizer=self._tokenizer,
+            tokenizer=find_tokenizer(first),
             estimate=self._backends.lengths.of,
             passes_on=_passes_on(first),
             merge=Merge,
@@ -113,16 +113,17 @@ class Service:
         """
         async with self._reloading:
             loop = asyncio.get_running_loop()
-            renewed, deciders = await loop.run_in_executor(None, self._renew)
+            renewed, deciders, tokenizer = await loop.run_in_executor(None, self._renew)
             spec, before = renewed.spec, self._plan.spec
             for name in ("http", "log", "drift", "tokenizer"):
                 if getattr(spec, name) != getattr(before, name):
                     raise ConfigError(name, "changed", "needs a new start of the gateway")
+            _keep_tasks(before, spec)
             fleet = await self._fleets.build(renewed, deciders, READY_S)
             self._limit.limit_s = spec.policy.limit_s
             self._send_to(fleet, renewed)
             self._dispatcher.limits = Limits(spec.limits.attempts, spec.limits.inflight)
-            self.gateway.terms = terms(renewed)
+            self.gateway.terms, self.gateway.tokenizer = terms(renewed), tokenizer
             self.gateway.passes_on = _passes_on(renewed)
             self.gateway.fingerprint = renewed.bundle.content_hash[:12]
             self._plan = renewed
@@ -131,10 +132,10 @@ class Service:
         self._background.add(retiring)
         retiring.add_done_callback(self._background.discard)
 
-    def _renew(self) -> tuple[Plan, Deciders]:
-        """The deployment as it says now, and its policies; requests go on meanwhile."""
+    def _renew(self) -> tuple[Plan, Deciders, Tokenizer | None]:
+        """The deployment as it says now, its policies and tokenizer; requests go on meanwhile."""
         renewed = self._recompose()
-        return renewed, make_deciders(renewed, self._limit)
+        return renewed, make_deciders(renewed, self._limit), find_tokenizer(renewed)
 
     @asynccontextmanager
     async def _life(self, app: object) -> AsyncIterator[None]:
@@ -185,6 +186,18 @@ class Service:
         task = asyncio.get_running_loop().create_task(reload())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _keep_tasks(before: DeploymentSpec, after: DeploymentSpec) -> None:
+    """Requests inside are of tasks by their place.
+
+    Raises:
+        ConfigError: if one has another place.
+    """
+    names, wanted = ([task.name for task in spec.tasks] for spec in (before, after))
+    if wanted[: len(names)] != names:
+        told = f"must begin with {names}; any other change needs a new start of the gateway"
+        raise ConfigError("tasks", wanted, told)
 
 
 def _passes_on(checked: Plan) -> bool:

@@ -191,9 +191,9 @@ class Observation:
         slot: those at the edge of a long queue would all miss a little.
         """
         most = self.grace_ticks + (self.grace_ticks == 0)  # lateness below it earns something
-        most = most - (self._slot_wait_ticks >> 1)
-        last = self.predicted_finish_ticks - self.e2e_slack_ticks < most
-        first = self.predicted_ttft_ticks - self.ttft_slack_ticks < most
+        more = self._slot_wait_ticks >> 1
+        last = self.predicted_finish_ticks + more - self.e2e_slack_ticks < most
+        first = self.predicted_ttft_ticks + more - self.ttft_slack_ticks < most
         return last & first & (self.predicted_round_ticks - self.tpot_ticks < most)
 
     def without_late(self) -> "Observation":

@@ -4,11 +4,11 @@ import math
 
 import msgspec
 
-from live.call import Call, RefusalError
+from live.call import Call, RefusalError, broken
 from live.http.asgi import Headers, Message, Receive, Scope, Send
 
 CLIENT_GONE = "client_gone"  # the one refusal that nobody is told
-BROKEN = RefusalError(500, "internal_error", "a fault of the gateway")
+BROKEN = broken()
 
 _UNREAD = frozenset({408, 413})  # what is left of the request is not read
 

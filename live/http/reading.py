@@ -70,7 +70,8 @@ async def read(
         )
     task = headers.get(b"x-task", terms.default_task.encode()).decode("latin-1")
     if task not in terms.deadlines:
-        raise InvalidError("x-task", f"x-task = {task!r}: one of {', '.join(terms.tasks)}")
+        raise InvalidError("x-task", f"x-task = {task!r}: one of {', '.join(terms.tasks)}",
+                           "unknown_task")  # fmt: skip
     if not gateway.passes_on:
         _refuse_for_servers(words)
     if isinstance(body, ChatBody):
@@ -79,7 +80,9 @@ async def read(
         assert isinstance(body, CompletionBody)
         prompt, prompt_tokens = await _prompt(body, words, gateway)
     max_tokens = _max_tokens(body, prompt_tokens, gateway)
-    deadlines = terms.deadlines[task]
+    own, routed = terms.deadlines[task], body.model == ROUTER
+    # who names a model gets what it would get there: no deadline but its own
+    e2e, ttft, tpot_s = (own.e2e, own.ttft, own.tpot_s) if routed else (None, None, None)
     e2e_s, ttft_s = (_bound_s(headers, name) for name in (b"x-slo-e2e-ms", b"x-slo-ttft-ms"))
     stop = body.stop or ()
     incoming = Incoming(
@@ -93,10 +96,10 @@ async def read(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         ignore_eos=bool(body.ignore_eos),
         forced_tokens=_forced_tokens(body, max_tokens, terms.forced_lengths),
-        model=None if body.model == ROUTER else body.model,
-        e2e_s=_default_s(deadlines.e2e, max_tokens) if e2e_s is None else e2e_s,
-        ttft_s=_default_s(deadlines.ttft, max_tokens) if ttft_s is None else ttft_s,
-        tpot_s=deadlines.tpot_s,
+        model=None if routed else body.model,
+        e2e_s=_default_s(e2e, max_tokens) if e2e_s is None else e2e_s,
+        ttft_s=_default_s(ttft, max_tokens) if ttft_s is None else ttft_s,
+        tpot_s=tpot_s,
         arrived_s=arrival.at_s,
     )
     return incoming, body

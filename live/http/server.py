@@ -6,7 +6,11 @@ import socket
 from functools import partial
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from live.call import RefusalError
 from live.deployment import HttpSpec, LimitsSpec
@@ -62,6 +66,7 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._answering: list[RequestResponseCycle] = []  # those that were asked for
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Wait for a head.
@@ -79,6 +84,9 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]
         """Wait for nothing any more."""
         self._stop_head()
         self._stop_stall()
+        for cycle in self._answering:  # uvicorn knows the latest alone
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -96,6 +104,8 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]
         """The head is there; that of the answer will go out with the answer's first piece."""
         self._stop_head()
         super().on_headers_complete()
+        self._answering = [one for one in self._answering if not one.response_complete]
+        self._answering.append(self.cycle)
         if self.scope["method"] != "HEAD":
             self.cycle.transport = WithHead(self.transport)
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from live.backend import Progress
-from live.call import Call, End
+from live.call import Call, End, RefusalError
 from live.decider import Decision, Fault
 from live.dispatcher import Records
 from live.records.drift import DriftLimits, ReplicaDrift
@@ -123,17 +123,29 @@ class DriftWatch(Sink):
         self.replicas = {name: ReplicaDrift(limits) for name in replicas}
 
     def ended(self, call: Call) -> None:
-        """Take in a whole answer; a refusal has no time to compare."""
-        predicted = call.predicted
-        if not isinstance(call.end, End) or predicted is None:
+        """Take in a whole answer, or how long one that came too late was waited for.
+
+        How long an answer is, is not the replica's doing: it is compared with the time predicted
+        for as many tokens.
+        """
+        predicted, end = call.predicted, call.end
+        if predicted is None or not call.replica:
+            return
+        whole, taken_s = isinstance(end, End), call.ended_s - call.sent_s
+        if not whole and not (isinstance(end, RefusalError) and end.code == "deadline_exceeded"):
             return
         drift = self.replicas.get(call.replica)
         if drift is None:
             drift = self.replicas[call.replica] = ReplicaDrift(self._limits)
-        times = [("finish", drift.finish, predicted.finish_s, call.ended_s - call.sent_s)]
+        times = []
         if call.tokens:
             ttft_s = call.first_token_s - call.sent_s
             times.append(("first token", drift.ttft, predicted.ttft_s, ttft_s))
+        elif taken_s > predicted.ttft_s:
+            times.append(("first token", drift.ttft, predicted.ttft_s, taken_s))
+        finish_s = predicted.finish_of_s(call.tokens)
+        if whole or taken_s > finish_s:
+            times.append(("finish", drift.finish, finish_s, taken_s))
         for name, of_time, predicted_s, observed_s in times:
             if of_time.observe(predicted_s, observed_s):
                 _log.warning(

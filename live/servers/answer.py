@@ -8,7 +8,7 @@ from pydantic_core import from_json
 from live.backend import Delta, Endpoint, Json, Reason
 from live.servers.sse import EventReader, EventTooLongError
 
-OWN_FAULT = frozenset({400, 404, 413, 422})  # statuses that mean the request, not the server
+OWN_FAULT = frozenset({400, 413, 422})  # statuses that mean the request, not the server
 BROKEN_OFF = frozenset({"abort", "error"})  # finish reasons of answers that are not whole
 MAX_HELD = 64  # choices without a token that wait for the first one
 

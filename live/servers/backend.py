@@ -162,7 +162,7 @@ class ServerBackend:
         if job.forced_tokens is not None:
             body.pop("max_completion_tokens", None)
             body |= {"max_tokens": job.forced_tokens, "ignore_eos": True}
-        elif body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+        elif not job.pinned and not (body.get("max_tokens") or body.get("max_completion_tokens")):
             body["max_tokens"] = job.max_tokens  # what the ledger counts on
         return to_json(body)
 

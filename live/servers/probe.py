@@ -69,9 +69,7 @@ class Prober:
             if status == 404 and self._page == HEALTH:
                 self._page = MODELS
                 status, _ = await self._get(self._page)
-            if status != 200:
-                return f"answered {status}"
-            return None if self.served else await self.find()
+            return f"answered {status}" if status != 200 else await self.find()
         except (*LOST, TimeoutError) as error:
             return lost(error)
         except ConfigError as error:

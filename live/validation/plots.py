@@ -52,11 +52,11 @@ def answers(comparison: Comparison) -> Figure:
     axes.grid(visible=True, axis="both")
     for number, policy in enumerate(comparison.policies):
         own = [cell for cell in comparison.cells if cell.policy == policy and cell.valid]
-        realised = np.array([cell.by_answers for cell in own]).reshape(len(own), -1)
-        middle = realised.mean(axis=1)
-        ends = np.abs(np.stack([realised.min(axis=1), realised.max(axis=1)]) - middle)
+        middle = np.array([np.mean(cell.by_answers) for cell in own])
+        ends = np.array([(min(cell.by_answers), max(cell.by_answers)) for cell in own])
         axes.errorbar(
-            [cell.performance for cell in own], middle, yerr=ends, fmt="o", markersize=6,
+            [cell.performance for cell in own], middle,
+            yerr=np.abs(ends.reshape(-1, 2).T - middle), fmt="o", markersize=6,
             linewidth=1.4, color=SERIES[number % len(SERIES)][0], label=policy,
         )  # fmt: skip
     low = min(axes.get_xlim()[0], axes.get_ylim()[0])

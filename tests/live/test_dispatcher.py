@@ -550,3 +550,20 @@ def test_the_clock_is_set_back_without_anybody_noticing(monkeypatch):
     assert min(ticks_again[-2:]) < 40 << 40 < ticks_again[0]
     np.testing.assert_allclose(rewound[1:], usual[1:], rtol=1e-9)
     assert np.abs(np.subtract(slack_again, slack)).max() <= 2
+
+
+def test_a_fault_of_a_backend_ends_the_request_and_frees_its_slot(caplog):
+    at = stage(attempts=2)
+
+    def broken(job):
+        raise ValueError("no tokenizer")
+
+    first = at.dispatcher.admit(incoming())
+    for backend in at.backends.values():
+        backend.submit = broken
+    with pytest.raises(ValueError, match="no tokenizer"):
+        at.dispatcher.admit(incoming())
+    at.backend_for(first).fail(at.job_of(first))  # which is then sent to another
+    assert (ended(first).status, ended(first).code) == (500, "internal_error")
+    assert "was not sent again" in caplog.text
+    assert at.is_empty()

@@ -30,12 +30,15 @@ class Starting(ScriptedBackend):
         super().__init__(name, tuple(r for r in plan.replicas if r.startswith(f"{name}/")))
         self.well: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.stopped = 0
+        self.ending: asyncio.Event | None = None  # what stopping waits for
 
     async def ready(self) -> None:
         await self.well
 
     async def stop(self, drain_s: float) -> None:
         self.stopped += 1
+        if self.ending is not None:
+            await self.ending.wait()
 
     def come_up(self) -> None:
         for replica in self.replicas:
@@ -138,5 +141,26 @@ def test_a_policy_that_cannot_serve_is_refused_before_anything_starts() -> None:
         with pytest.raises(ConfigError, match="models"):
             await yard.build(learned, None)
         assert not yard.made
+
+    in_a_yard(test)
+
+
+def test_a_name_is_not_used_again_while_its_backend_ends_what_is_inside() -> None:
+    async def test(yard: Yard) -> None:
+        await yard.begin(planned(backends=WORKERS))
+        ending = asyncio.Event()
+        yard.made["right"].ending = ending
+        renewed = planned(backends=RENEWED)
+        building = asyncio.create_task(yard.build(renewed, 5.0))
+        await asyncio.sleep(0)
+        yard.made["new"].come_up()
+        yard.dispatcher.replace(await building)
+        retiring = asyncio.create_task(yard.fleets.retire(renewed, 5.0))
+        await asyncio.sleep(0)
+        with pytest.raises(ConfigError, match="right.*still ends"):
+            await yard.build(planned(backends=WORKERS), None)
+        ending.set()
+        await retiring
+        await yard.build(planned(backends=WORKERS), None)
 
     in_a_yard(test)

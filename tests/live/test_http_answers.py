@@ -132,6 +132,9 @@ def test_without_max_tokens_the_deployments_hold_as_far_as_the_context_goes(fron
 def test_headers_bound_a_request_and_replace_the_deployments_bounds(front: Front) -> None:
     client = front.client()
     client.completions.create(model="m0", prompt="a", max_tokens=1)
+    pinned = front.notes.ended_calls[-1].incoming  # as without a router: it has no other deadlines
+    assert (pinned.e2e_s, pinned.ttft_s, pinned.tpot_s) == (None, None, None)
+    client.completions.create(model="best-effort", prompt="a", max_tokens=1)
     default = front.notes.ended_calls[-1].incoming
     assert (default.e2e_s, default.ttft_s, default.task) == (60, None, "chat")
     headers = {"x-slo-e2e-ms": "1500", "x-slo-ttft-ms": "2.5e2", "x-task": "code"}

@@ -189,6 +189,16 @@ def test_pipelined_requests_are_answered_in_their_order(front: Front) -> None:
     assert [usage["completion_tokens"] for usage in usages] == [1, 1, 3]
 
 
+def test_a_client_that_goes_away_with_a_request_still_queued_frees_its_slot() -> None:
+    stream = request({**CHAT, "max_tokens": 5000, "stream": True})
+    with serving({"a": Plan(token_s=0.02)}) as front:
+        with connect(front) as connection:
+            connection.sendall(stream + request(CHAT))
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+            assert front.jobs == 1
+        front.until(lambda: front.jobs == 0 and not front.gateway.dispatcher.calls)
+
+
 def test_a_refused_body_is_read_for_a_while_and_then_the_connection_ends() -> None:
     with serving(keys=("sk-a",)) as front, connect(front) as connection:
         connection.sendall(HEAD + b"content-length: 1000000\r\n\r\n{")

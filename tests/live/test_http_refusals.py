@@ -164,6 +164,7 @@ def test_a_bound_that_is_no_positive_number_is_refused(
 def test_an_unknown_task_is_refused_with_the_list(front: Front) -> None:
     error = error_of(post(front, CHAT, {"x-task": "poetry"}))
     assert error["message"] == "x-task = 'poetry': one of chat, code"
+    assert error["code"] == "unknown_task"
 
 
 def test_an_unknown_model_is_refused_with_the_list(front: Front) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from live.backend import Json
-from live.servers.prompt_length import Estimate, PromptLength, token_counter
+from live.servers.prompt_length import COUNTED, Estimate, PromptLength, token_counter
 from sim.config import ConfigError
 
 
@@ -110,6 +110,10 @@ def test_a_tokenizer_counts_and_what_the_server_adds_is_learned(tmp_path: Path) 
         count = random.randrange(1, 100)
         lengths.learn("completions", {"prompt": "a " * count}, count + 1)
     assert lengths.of("completions", {"prompt": "a " * 50}) == 51
+    long = 3 * COUNTED  # beyond what is counted text is taken to go on as it began
+    count = token_counter(str(tmp_path))
+    assert count("a " * long) == pytest.approx(long, rel=0.01)
+    assert count("a " * COUNTED + "a" * COUNTED) == count("a " * COUNTED) * 3 // 2
 
 
 def test_a_tokenizer_that_is_none_is_refused_by_name(tmp_path: Path) -> None:

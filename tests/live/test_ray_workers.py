@@ -28,6 +28,7 @@ from live.workers.process import load as load_engines
 from live.workers.tokenizer import ByteTokenizer
 from tests.live import stub_worker
 from tests.live.recorded import Recorded, make_job
+from tests.live.served import serve, words
 from tests.live.test_worker_process import eventually
 from tests.live.test_workers import is_there, make_spec, pid_of
 
@@ -195,6 +196,27 @@ def test_a_stranger_without_the_key_is_sent_away(cluster: Cluster) -> None:
                 assert connection.recv_bytes() == b"hi"
 
     asyncio.run(scenario())
+
+
+def test_a_gateway_serves_from_an_actor_that_does_not_outlive_it(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    needs = "{num_cpus: 1, num_gpus: 0, resources: {left: 1}}"
+    backend = f"backends=[{{kind: ray, name: far, needs: {needs}}}]"
+    with serve(backend, "cluster.devices=1", "cluster.placement=[[opt-1m]]") as served:
+        answer = served.complete(headers={"x-slo-e2e-ms": "60000"})
+        assert answer.status_code == 200
+        assert answer.headers["x-besteffort-replica"] == "far/opt-1m"
+        assert len(actors()) == 1
+        served.signal(signal.SIGKILL)
+        assert eventually(lambda: not actors())
+
+
+def actors() -> set[int]:
+    """The processes of workers, as Ray names them."""
+    known = descendants(os.getpid())
+    return {pid for pid in known if any(b"RayWorker" in word for word in words(pid))}
 
 
 async def gone(pid: int) -> None:

@@ -104,11 +104,34 @@ def test_answers_that_take_longer_than_predicted_raise_an_alarm(caplog):
     ]  # fmt: skip
 
 
+def test_answers_of_another_length_than_expected_are_no_drift():
+    watch = DriftWatch(DriftLimits(threshold=0.5, requests=5, memory=10), ["d0/m0"])
+    at = stage(Fanout({"drift": watch}))
+    call = at.dispatcher.admit(incoming(max_tokens=500))
+    expected_s, half_s, two_s = (
+        call.predicted.finish_s, call.predicted.finish_of_s(250), call.predicted.finish_of_s(2)
+    )  # fmt: skip
+    assert call.predicted.finish_of_s(500) == pytest.approx(expected_s)
+    assert call.predicted.ttft_s < two_s < 0.6 * expected_s
+    assert half_s == pytest.approx((expected_s + call.predicted.ttft_s) / 2, rel=0.05)
+
+
+def test_answers_that_never_come_are_drift():
+    watch = DriftWatch(DriftLimits(threshold=0.5, requests=5, memory=10), ["d0/m0"])
+    at = stage(Fanout({"drift": watch}))
+    for _ in range(5):
+        call = at.dispatcher.admit(incoming())
+        call.sent_s -= 60  # so long ago
+        at.backend_for(call).expire(at.job_of(call))
+    assert watch.replicas["d0/m0"].ttft.alarm
+    assert watch.replicas["d0/m0"].finish.alarm
+
+
 def test_refusals_and_unknown_replicas_do_not_disturb_the_drift():
     watch = DriftWatch(DriftLimits(threshold=0.5, requests=5, memory=10), [])
     at = stage(Fanout({"drift": watch}))
     call = at.dispatcher.admit(incoming())
-    at.backend_for(call).expire(at.job_of(call))
+    at.backend_for(call).refuse(at.job_of(call))
     assert not watch.replicas
     answered(at)
     assert watch.replicas["d0/m0"].finish.count == 1

@@ -84,6 +84,10 @@ def test_a_request_that_says_no_length_gets_the_one_that_is_counted_on() -> None
             backend.submit(replace(asked, id=-1))
             await heard.until(lambda: -1 in heard.ends)
             assert "max_tokens" not in server.bodies[1]
+            del asked.body["max_completion_tokens"]
+            backend.submit(replace(asked, id=-2, pinned=True))
+            await heard.until(lambda: -2 in heard.ends)
+            assert "max_tokens" not in server.bodies[2]
 
     asyncio.run(play())
 
