@@ -27,7 +27,7 @@ from sim.observation import OBSERVATION_SCHEMA, Observation
 from sim.policy import State
 from sim.types import Cluster
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _OBSERVED = tuple(item.name for item in fields(Observation) if item.name != "cluster")
 
