@@ -141,8 +141,8 @@ def _live(published: Published) -> str:
     regret = max((choice["regret"] for choice in published["choices"]), default=0.0)
     told = (
         f"Of {len(pairs)} pairs of policies {published['pairs_differing']} differ on real workers; "
-        f"Kendall's τ over them is {'–' if tau is None else f'{tau:.2f}'}. Following the simulator costs "
-        f"{_plain(regret)} points of utility at the most. Steps took {min(runs):.2f} to "
+        f"Kendall's τ over them is {'–' if tau is None else f'{tau:.2f}'}. Following the simulator "
+        f"costs {_plain(regret)} points of utility at the most. Steps took {min(runs):.2f} to "
         f"{max(runs):.2f} times as long as the bundle says; {voids} runs were void; "
         f"{len(published['missed'])} aims are missed."
     )
@@ -248,7 +248,7 @@ def main() -> None:
         "folder",
         nargs="*",
         type=Path,
-        help="an output_dir of agent.evaluate, calibrate.validate_run, calibrate.validate_bundle or "
+        help="an output_dir of agent.evaluate, calibrate.validate_run or validate_bundle, or "
         "live.validate; a bundle",
     )
     for folder in parser.parse_args().folder:

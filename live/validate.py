@@ -20,7 +20,16 @@ from agent.trial import PolicyConfig
 from live.validation.rehearsal import Conditions, load_conditions, rehearse, save_conditions
 from live.validation.report import document, tables, verdict, write_report
 from live.validation.requests import Examples, Noise, Questions
-from live.validation.session import LATENCY, RUNS, Stage, compare, doubts_of, perform, set_stage, to_play
+from live.validation.session import (
+    LATENCY,
+    RUNS,
+    Stage,
+    compare,
+    doubts_of,
+    perform,
+    set_stage,
+    to_play,
+)
 from live.validation.spec import ValidateSpec
 from live.validation.watch import Nobody, Watch
 from live.validation.workers import calibrate, make_workers, vocabulary

@@ -45,8 +45,8 @@ LATENCY_NOTE = (
 )
 ANSWERS_NOTE = (
     "Utility in % of peak. Predicted: the measured quality of whichever model answered, in the "
-    "simulator and on real workers. Realised: 1 for an answer that is right and in time, the mean of "
-    "the repeats with the least and the most. Error: simulated less realised."
+    "simulator and on real workers. Realised: 1 for an answer that is right and in time, the mean "
+    "of the repeats with the least and the most. Error: simulated less realised."
 )
 MET = "Every aim is met."
 FIRST = 4  # aims missed that the terminal tells of
@@ -59,10 +59,10 @@ def tables(comparison: Comparison) -> list[Table]:
         title="simulated and real: utility in % of peak, errors (live runs differ by)",
         title_justify="left", box=None, padding=(0, 1, 0, 0),
     )  # fmt: skip
-    columns = ("load", "policy", "utility", "real", "goodput\npoints", "at their\nspeed")
+    columns = ["load", "policy", "utility", "real", "goodput\npoints", "at their\nspeed"]
     scored = any(cell.scored for cell in comparison.cells)
     if scored:
-        columns = (*columns[:4], "by\nanswers", *columns[4:])
+        columns.insert(4, "by\nanswers")
     for column in (*columns, *(f"end to end\n{statistic}, %" for statistic in HELD_TO)):
         left = column == "policy"
         shown.add_column(column, justify="left" if left else "right", no_wrap=True)
@@ -275,7 +275,9 @@ def _answers(comparison: Comparison) -> Section:
         for cell in comparison.cells
         if cell.valid
     ]  # fmt: skip
-    header = ["load: policy", "predicted: simulated", "predicted: real", "realised", "error, points"]
+    header = [
+        "load: policy", "predicted: simulated", "predicted: real", "realised", "error, points",
+    ]  # fmt: skip
     return Section(
         "Predicted and realised utility",
         [

@@ -1,9 +1,9 @@
 """What becomes of 10,000 requests under faults, and of a minute's overload.
 
 `python -m pytest -s tests/benchmarks/test_faults.py` prints the tables. What must hold is tested in
-`tests/live` with fewer requests and in a shorter time; here it is how well a gateway does. Its queue
-is the shipped one of 256, in front of a server that gets through 40 requests within their deadline;
-in the second overload it sheds nothing that will be late.
+`tests/live` with fewer requests and in a shorter time; here it is how well a gateway does. Its
+queue is the shipped one of 256, in front of a server that gets through 40 requests within their
+deadline; in the second overload it sheds nothing that will be late.
 """
 
 import asyncio

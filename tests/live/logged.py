@@ -26,12 +26,17 @@ LIMIT = TimeLimit(5.0)
 STEP_S = 0.01  # between two requests, on average
 
 
+def accepting(*overrides: str) -> Plan:
+    """The shipped deployment, but what is late is not shed."""
+    return planned("cluster.shed_late=false", *overrides)
+
+
 def learned_plan(*overrides: str) -> Plan:
     """Four devices with the models that the shipped router is for."""
     workers = [{"kind": "worker", "name": f"w{number}"} for number in range(4)]
     return planned(
-        "cluster=default", "cluster.scheduler=transformers_fifo", "policy@policy.active=learned",
-        *overrides, backends=workers,
+        "cluster=default", "cluster.shed_late=false", "cluster.scheduler=transformers_fifo",
+        "policy@policy.active=learned", *overrides, backends=workers,
     )  # fmt: skip
 
 

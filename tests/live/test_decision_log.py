@@ -24,8 +24,7 @@ from live.records.fanout import Sink
 from sim.config import ConfigError
 from sim.observation import Observation
 from sim.types import Cluster
-from tests.live.deployments import planned
-from tests.live.logged import LoggedStage, learned_plan
+from tests.live.logged import LoggedStage, accepting, learned_plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,9 +100,9 @@ def test_what_a_choice_rests_on_is_logged_where_the_policy_can_tell(tmp_path, mo
 
 
 def test_after_a_reload_decisions_have_another_header(tmp_path):
-    at = LoggedStage(planned(), tmp_path / "log")
+    at = LoggedStage(accepting(), tmp_path / "log")
     at.play(3)
-    at.replace(planned("policy@policy.active=round_robin"))
+    at.replace(accepting("policy@policy.active=round_robin"))
     at.play(2)
     at.log.close()
     versions = [logged.header.active.version for logged in Decisions(tmp_path / "log")]
@@ -114,7 +113,7 @@ def test_after_a_reload_decisions_have_another_header(tmp_path):
 
 
 def test_full_files_are_put_aside_and_each_can_be_read(tmp_path):
-    at = LoggedStage(planned(), tmp_path / "log", limit_bytes=2**16)
+    at = LoggedStage(accepting(), tmp_path / "log", limit_bytes=2**16)
     at.play(200)
     at.log.close()
     names = sorted(path.name for path in tmp_path.iterdir())
@@ -132,7 +131,7 @@ def test_full_files_are_put_aside_and_each_can_be_read(tmp_path):
 def test_a_file_that_is_there_is_continued_behind_a_torn_line(tmp_path):
     path = tmp_path / "log"
     for _ in range(2):
-        at = LoggedStage(planned(), path)
+        at = LoggedStage(accepting(), path)
         at.play(4)
         at.log.close()
         with path.open("ab") as file:
@@ -144,9 +143,8 @@ def test_a_file_that_is_there_is_continued_behind_a_torn_line(tmp_path):
 
 WRITER = """
 from pathlib import Path
-from tests.live.deployments import planned
-from tests.live.logged import LoggedStage
-at = LoggedStage(planned(), Path("log"))
+from tests.live.logged import LoggedStage, accepting
+at = LoggedStage(accepting(), Path("log"))
 at.play(50)
 print("played", flush=True)
 while True:
@@ -171,7 +169,7 @@ def test_a_log_whose_gateway_was_killed_can_be_read(tmp_path):
 def test_nothing_waits_for_a_disk_that_does_not_keep_up(tmp_path, monkeypatch):
     monkeypatch.setattr(decision_log, "KEPT", 20)
     monkeypatch.setattr(decision_log, "PAUSE_S", 60.0)
-    at = LoggedStage(planned(), tmp_path / "log")
+    at = LoggedStage(accepting(), tmp_path / "log")
     at.play(50)
     assert at.log.dropped >= 20
     at.log.close()
@@ -240,7 +238,7 @@ def test_other_files_are_refused(tmp_path, content, message):
 
 @pytest.mark.parametrize("name", ["schema_version", "observation_schema"])
 def test_a_log_of_another_schema_is_refused(tmp_path, name):
-    at = LoggedStage(planned(), tmp_path / "log")
+    at = LoggedStage(accepting(), tmp_path / "log")
     at.play(1)
     at.log.close()
     header = lines(tmp_path / "log")[0]

@@ -157,7 +157,7 @@ def test_a_name_is_not_used_again_while_its_backend_ends_what_is_inside() -> Non
         yard.dispatcher.replace(await building)
         retiring = asyncio.create_task(yard.fleets.retire(renewed, 5.0))
         await asyncio.sleep(0)
-        with pytest.raises(ConfigError, match="right.*still ends"):
+        with pytest.raises(ConfigError, match=r"right.*still ends"):
             await yard.build(planned(backends=WORKERS), None)
         ending.set()
         await retiring

@@ -15,8 +15,7 @@ pytest.importorskip("torch")
 from live import replay
 from live.records.decision_lines import Decisions, LogError
 from live.replay import Repeated, compare, doubts, is_tie, repeat
-from tests.live.deployments import planned
-from tests.live.logged import LoggedStage, learned_plan
+from tests.live.logged import LoggedStage, accepting, learned_plan
 
 ROOT = Path(__file__).parents[2]
 REQUESTS = 200
@@ -42,7 +41,7 @@ def log(tmp_path_factory):
 def short(tmp_path_factory):
     """A few decisions of a rule."""
     path = tmp_path_factory.mktemp("short") / "log"
-    at = LoggedStage(planned(), path, compiled=True)
+    at = LoggedStage(accepting(), path, compiled=True)
     at.play(20)
     at.log.close()
     return path
@@ -86,7 +85,7 @@ def learned_version(log):
 
 @pytest.mark.parametrize("policy", ["conservative_greedy", "round_robin", "random"])
 def test_rules_decide_again_as_they_did(policy, tmp_path):
-    plan = planned(f"policy@policy.active={policy}")
+    plan = accepting(f"policy@policy.active={policy}")
     at = LoggedStage(plan, tmp_path / "log", compiled=True)
     at.play(80)
     at.log.close()

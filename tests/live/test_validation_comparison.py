@@ -38,7 +38,8 @@ def live(run: Result) -> LiveRun:
 def cell(policy: int, load: float, real: int, voids: int = 0) -> Cell:
     """A policy that does on real workers what policy `real` does in the simulator."""
     runs = (None,) * voids + (live(result(real, load)),) * (2 - voids)
-    return Cell(load, 4 * load, NAMES[policy], result(policy, load), runs, UTILITY, 1.0, scored=True)
+    simulated = result(policy, load)
+    return Cell(load, 4 * load, NAMES[policy], simulated, runs, UTILITY, 1.0, scored=True)
 
 
 def comparison(*cells: Cell) -> Comparison:

@@ -57,7 +57,7 @@ def settings(**changes: Any) -> ValidateSpec:
             "max_tokens": {"kind": "fixed", "tokens": 32},
         },
         "policies": list(POLICIES), "loads": [0.5, 1.4], "repeats": 2, "window_s": 0.5,
-        "late_s": 0.005, "threads": 1,
+        "late_s": 0.005, "device": "cpu", "threads": 1,
         "calibration": {
             "grid": grid | {"switched": 0},
             "repeat": {"interval": 0.1, "least": 5, "most": 5, "visit": 1},
