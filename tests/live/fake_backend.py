@@ -1,11 +1,14 @@
 """A backend without models: it says fixed words at fixed times, and fails as it is told."""
 
 import asyncio
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from live.backend import Delta, Events, Job, Progress
+
+LOOK_S = 0.002  # between two looks at a gate
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,7 @@ class Plan:
     """What becomes of a job."""
 
     first_s: float = 0.0  # to its first token
+    gate: threading.Event | None = None  # that it waits for before it begins
     token_s: float = 0.0  # between its tokens
     words: tuple[str, ...] = (" word",)  # said again and again, a token each
     answers: int | None = None  # tokens, if max_tokens allows; None: as many as that allows
@@ -48,10 +52,10 @@ class FakeBackend:
         self._tasks[job.id] = asyncio.get_running_loop().create_task(self._run(job, self.plan))
 
     def cancel(self, job: int) -> None:
-        if (task := self._tasks.pop(job, None)) is not None:
-            task.cancel()
+        if job in self._tasks:
             (replica,) = (known.replica for known in self.jobs if known.id == job)
-            self.ended["cancelled"] += 1
+            self.ended["cancelled"] += 1  # before it is gone: tests look from another thread
+            self._tasks.pop(job).cancel()
             told = Progress(cancelled=(job,))
             asyncio.get_running_loop().call_soon(self._events.stepped, replica, told)
 
@@ -71,8 +75,8 @@ class FakeBackend:
                 end = await self._answer(job, plan)
         except TimeoutError:
             end = "expired"
-        del self._tasks[job.id]
         self.ended[end] += 1
+        del self._tasks[job.id]
         if end == "failed":
             self._events.failed(job.id, "was told to fail")
         elif end == "refused":
@@ -86,6 +90,8 @@ class FakeBackend:
         """How the job ended."""
         if plan.first_s:
             await asyncio.sleep(plan.first_s)
+        while plan.gate is not None and not plan.gate.is_set():
+            await asyncio.sleep(LOOK_S)
         if plan.hangs:
             await asyncio.Event().wait()
         if plan.refuses is not None:

@@ -30,9 +30,9 @@ from tests.live.fake_backend import FakeBackend, Plan
 from tests.systems import make_cluster
 
 MODELS = ("m0", "m1")
-PATIENCE_S = 5.0
+PATIENCE_S = 30.0
 LIMITS = LimitsSpec(
-    body_bytes=65_536, body_s=0.5, idle_s=0.5, inflight=4096, attempts=3, max_tokens=16
+    body_bytes=65_536, body_s=30, idle_s=30, inflight=4096, attempts=3, max_tokens=16
 )
 HTTP = HttpSpec(
     host="127.0.0.1", port=0, api_keys_env=None, admin_key_env=None, tls_certificate=None,
@@ -118,6 +118,7 @@ class Front:
     notes: Notes
     port: int = 0
     stop: Callable[[], None] = lambda: None  # tell the server to end
+    connections: Callable[[], int] = lambda: 0  # that are open
     http: httpx.Client = field(default_factory=lambda: httpx.Client(verify=False))
 
     @property
@@ -141,13 +142,12 @@ class Front:
             **{"http_client": self.http, **settings},
         )  # fmt: skip
 
-    def until(self, condition: Callable[[], bool]) -> float:
-        """Wait for something; the seconds that it took."""
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something."""
         began = time.perf_counter()
         while not condition():
             assert time.perf_counter() - began < PATIENCE_S
             time.sleep(0.002)
-        return time.perf_counter() - began
 
 
 def make_front(
@@ -165,7 +165,7 @@ def make_front(
     fleet = Fleet(
         Ledger(cluster, tuple(of_replica), grace_ticks=0),
         of_replica,
-        Decider(policy, f"{policy.name}-1", cluster, TimeLimit(1.0)),
+        Decider(policy, f"{policy.name}-1", cluster, TimeLimit(30.0)),
         shadow=None,
     )
     dispatcher = Dispatcher(fleet, Limits(limits.attempts, limits.inflight), notes, seed=0)
@@ -221,6 +221,7 @@ def serving(
             server.should_exit = True
 
         front.stop = stop
+        front.connections = lambda: len(server.server_state.connections)
         yield front
     finally:
         front.http.close()

@@ -86,7 +86,7 @@ def test_a_stream_ends_with_done_and_has_usage_only_where_asked_for(front: Front
 
 
 def test_pieces_come_when_they_are_there() -> None:
-    with serving({"a": Plan(token_s=0.1)}) as front:
+    with serving({"a": Plan(token_s=60)}) as front:  # longer than anybody waits
         chunks = iter(front.client().chat.completions.create(
             model="m0", messages=HI, max_tokens=3, stream=True
         ))  # fmt: skip
@@ -137,10 +137,10 @@ def test_headers_bound_a_request_and_replace_the_deployments_bounds(front: Front
     client.completions.create(model="best-effort", prompt="a", max_tokens=1)
     default = front.notes.ended_calls[-1].incoming
     assert (default.e2e_s, default.ttft_s, default.task) == (60, None, "chat")
-    headers = {"x-slo-e2e-ms": "1500", "x-slo-ttft-ms": "2.5e2", "x-task": "code"}
+    headers = {"x-slo-e2e-ms": "45000", "x-slo-ttft-ms": "2.5e4", "x-task": "code"}
     client.completions.create(model="m0", prompt="a", max_tokens=1, extra_headers=headers)
     asked = front.notes.ended_calls[-1].incoming
-    assert (asked.e2e_s, asked.ttft_s, asked.task) == (1.5, 0.25, "code")
+    assert (asked.e2e_s, asked.ttft_s, asked.task) == (45, 25, "code")
 
 
 def test_headers_say_who_answered_and_why(front: Front) -> None:
@@ -151,7 +151,7 @@ def test_headers_say_who_answered_and_why(front: Front) -> None:
         for name, text in headers.items()
         if name.startswith("x-besteffort-")
     }
-    assert 59_000 < float(told.pop("slack-ms")) < 60_000
+    assert 30_000 < float(told.pop("slack-ms")) < 60_000
     assert told == {
         "model": "m0", "replica": "a/m0", "reason": "policy", "policy": "first-1", "attempts": "1",
     }  # fmt: skip

@@ -12,16 +12,14 @@ import httpx
 import openai
 import pytest
 
-from live.dispatcher import OVERDUE_S
 from tests.live.fake_backend import Plan
-from tests.live.front import LIMITS, Front, serving
+from tests.live.front import LIMITS, PATIENCE_S, Front, serving
 
 CHAT: dict[str, Any] = {
     "model": "m0", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4,
 }  # fmt: skip
 WORDS = (" a", " b", " c", " d")
 WELL = Plan(words=WORDS)
-SOON_S = 0.25  # by when a client's going away must have been noticed
 
 
 def text_of(front: Front, stream: bool) -> tuple[str, httpx.Headers]:
@@ -100,18 +98,17 @@ def test_a_deadline_that_passes_before_the_answer_has_its_own_status(stream: boo
 @pytest.mark.parametrize("header", ["x-slo-e2e-ms", "x-slo-ttft-ms"])
 def test_a_deadline_passes_even_if_the_replica_hangs(header: str) -> None:
     with serving({"a": Plan(hangs=True)}) as front:
-        began = time.perf_counter()
         answer = front.post("/v1/chat/completions", {header: "100"}, json=CHAT)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
-        assert time.perf_counter() - began < 0.1 + OVERDUE_S + 2.0
         front.until(lambda: front.backends["a"].ended["cancelled"] == 1)
-        assert not front.gateway.dispatcher.calls
+        front.until(lambda: not front.gateway.dispatcher.calls)
 
 
 def test_a_deadline_that_passes_within_a_stream_ends_it_with_an_error() -> None:
-    with serving({"a": Plan(token_s=0.04)}) as front:
+    with serving({"a": Plan(token_s=0.1)}) as front:
         body = {**CHAT, "stream": True, "max_tokens": 1000}
-        answer = front.post("/v1/chat/completions", {"x-slo-e2e-ms": "100"}, json=body)
+        answer = front.post("/v1/chat/completions", {"x-slo-e2e-ms": "2000"}, json=body)
+        assert answer.status_code == 200
         assert '"code":"deadline_exceeded"' in answer.text
         assert "[DONE]" not in answer.text
 
@@ -119,7 +116,7 @@ def test_a_deadline_that_passes_within_a_stream_ends_it_with_an_error() -> None:
 def send(front: Front, body: dict[str, Any]) -> socket.socket:
     """A connection with a request sent."""
     content = json.dumps(body).encode()
-    connection = socket.create_connection(("127.0.0.1", front.port), timeout=5)
+    connection = socket.create_connection(("127.0.0.1", front.port), timeout=PATIENCE_S)
     connection.sendall(
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         b"content-length: %d\r\n\r\n%b" % (len(content), content)
@@ -129,7 +126,7 @@ def send(front: Front, body: dict[str, Any]) -> socket.socket:
 
 @pytest.fixture(scope="module")
 def slow() -> Iterator[Front]:
-    with serving({"a": Plan(first_s=60)}) as front:
+    with serving({"a": Plan(first_s=60)}) as front:  # longer than anybody here waits
         yield front
 
 
@@ -147,7 +144,7 @@ def test_a_client_that_leaves_while_it_waits_frees_its_slot(
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     if way != "half-close":
         connection.close()
-    assert slow.until(lambda: slow.jobs == 0) < SOON_S
+    slow.until(lambda: slow.jobs == 0)
     slow.until(lambda: not slow.gateway.dispatcher.calls)
     assert slow.notes.ended_calls[-1].end.code == "client_gone"
     connection.close()
@@ -159,18 +156,28 @@ def test_a_client_of_the_sdk_that_closes_its_stream_frees_its_slot() -> None:
         next(iter(stream))
         assert front.jobs == 1
         stream.close()
-        assert front.until(lambda: front.jobs == 0) < SOON_S
+        front.until(lambda: front.jobs == 0)
         assert front.backends["a"].ended["cancelled"] == 1
 
 
 def test_answers_in_the_making_are_finished_when_the_server_ends() -> None:
-    with serving({"a": Plan(token_s=0.05, words=WORDS)}) as front, ThreadPoolExecutor(2) as others:
+    plan = Plan(gate=threading.Event(), words=WORDS)
+    with serving({"a": plan}, drain_s=30) as front, ThreadPoolExecutor(2) as others:
         answers = [others.submit(text_of, front, stream) for stream in (False, True)]
         front.until(lambda: front.jobs == 2)
         front.stop()
+        front.until(lambda: not listens(front))
+        plan.gate.set()
         assert [answer.result()[0] for answer in answers] == [" a b c d"] * 2
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{front.url}/health")
+
+
+def listens(front: Front) -> bool:
+    """Whether it takes connections."""
+    try:
+        socket.create_connection(("127.0.0.1", front.port), timeout=PATIENCE_S).close()
+    except ConnectionError:
+        return False
+    return True
 
 
 def test_answers_that_take_too_long_are_cut_off_with_an_error_when_the_server_ends() -> None:
@@ -185,7 +192,7 @@ def test_answers_that_take_too_long_are_cut_off_with_an_error_when_the_server_en
         assert whole.result().json()["error"]["code"] == "draining"
         assert '"code":"draining"' in pieces.result().text
         assert "[DONE]" not in pieces.result().text
-        assert front.backends["a"].ended["cancelled"] == 2
+        front.until(lambda: front.backends["a"].ended["cancelled"] == 2)
 
 
 def test_many_clients_that_come_and_go_leave_nothing_behind() -> None:

@@ -1,6 +1,7 @@
 """What is refused, and how clients learn of it."""
 
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +21,6 @@ from tests.live.front import LIMITS, Front, Shedding, serving
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 CHAT = {"model": "m0", "messages": HI, "max_tokens": 2}
-SLOW = Plan(first_s=0.1)
 TEXT = {"model": "m0", "prompt": "hi", "max_tokens": 2}
 
 
@@ -205,10 +205,12 @@ def test_a_fault_of_the_gateway_says_nothing_of_its_inside(front: Front) -> None
 
 
 def test_full_queues_are_told_with_a_time_to_come_again() -> None:
-    with serving({"a": SLOW}, queue=1) as front, ThreadPoolExecutor(1) as others:
+    gate = threading.Event()
+    with serving({"a": Plan(gate=gate)}, queue=1) as front, ThreadPoolExecutor(1) as others:
         inside = others.submit(post, front, CHAT)
         front.until(lambda: front.jobs == 1)
         answer = post(front, CHAT)
+        gate.set()
         assert answer.status_code == 429
         assert error_of(answer)["code"] == "queue_full"
         assert int(answer.headers["retry-after"]) >= 1
@@ -242,11 +244,12 @@ def test_without_a_live_replica_there_is_no_capacity(front: Front) -> None:
 
 
 def test_no_more_requests_are_inside_than_the_limit_says() -> None:
-    limits = LIMITS.model_copy(update={"inflight": 1})
-    with serving({"a": SLOW}, limits=limits) as front, ThreadPoolExecutor(1) as others:
+    limits, gate = LIMITS.model_copy(update={"inflight": 1}), threading.Event()
+    with serving({"a": Plan(gate=gate)}, limits=limits) as front, ThreadPoolExecutor(1) as others:
         inside = others.submit(post, front, CHAT)
         front.until(lambda: front.jobs == 1)
         error = error_of(post(front, CHAT))
+        gate.set()
         assert (error["type"], error["code"]) == ("rate_limit_error", "too_many_requests")
         assert inside.result().status_code == 200
 
