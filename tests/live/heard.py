@@ -10,7 +10,7 @@ from typing import Any
 from live.backend import Backend, Delta, Job, Progress
 
 NUMBERS = count()
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 
 
 class Heard:

@@ -18,12 +18,12 @@ from live.servers.scrape import Scraped
 from live.servers.spec import ServerSpec
 from tests.live.emulated_server import Emulated, Server, serving
 from tests.live.fault_proxy import FaultProxy, proxying
-from tests.live.heard import Heard, started
+from tests.live.heard import PATIENCE_S, Heard, started
 
 QUICK_SERVER = Emulated(ttft_s=0.002, tpot_s=0.001)
-BREAKER = {"failures": 2, "first_probe_s": 0.02, "longest_probe_s": 0.1, "answer_s": 10.0}
-PATIENT = {"connect_s": 10.0, "first_byte_s": 10.0, "between_s": 10.0}
-IMPATIENT = {"connect_s": 10.0, "first_byte_s": 0.3, "between_s": 0.3}
+BREAKER = {"failures": 2, "first_probe_s": 0.02, "longest_probe_s": 0.1, "answer_s": 30.0}
+PATIENT = {"connect_s": 30.0, "first_byte_s": 30.0, "between_s": 30.0}
+IMPATIENT = {"connect_s": 10.0, "first_byte_s": 1.0, "between_s": 1.0}
 
 
 def settings(port: int, **changes: Any) -> ServerSpec:
@@ -65,15 +65,22 @@ async def between(
         async with proxying(port, keep_alive) as proxy:
             async with in_front(proxy.port, **changes) as (backend, heard):
                 yield server, proxy, backend, heard
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while proxy.open:
                     await asyncio.sleep(0.002)
         await idle(server)
 
 
+async def free(backend: ServerBackend) -> None:
+    """Wait until no job has a connection any more."""
+    async with asyncio.timeout(PATIENCE_S):
+        while backend._tasks:
+            await asyncio.sleep(0.002)
+
+
 async def idle(server: Server) -> None:
     """Wait until a server has no request."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         while server.running or server.waiting:
             await asyncio.sleep(0.002)
 

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 
 from tests.live.emulated_server import Emulated
-from tests.live.heard import job
+from tests.live.heard import PATIENCE_S, job
 from tests.live.rig import in_front, page, rig
 
 # isort: split
@@ -20,13 +20,13 @@ def test_metrics_are_read_at_a_period(caplog: pytest.LogCaptureFixture) -> None:
 
     async def play() -> None:
         async with rig(
-            Emulated(slots=1, tpot_s=0.02, max_context=100),
+            Emulated(slots=1, tpot_s=0.2, max_context=100),
             scrape_s=0.01, scraped=lambda replica, scraped: seen.append((replica, scraped)),
         ) as (_, backend, _heard):  # fmt: skip
             jobs = [job(80), job(80), job(80)]
             for asked in jobs:
                 backend.submit(asked)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while not any((s.running, s.waiting) == (1, 2) for _, s in seen):
                     await asyncio.sleep(0.005)
             for asked in jobs:
@@ -61,7 +61,7 @@ def test_metrics_that_are_missing_are_told_of_once(
             page(answer, "/metrics") as port,
             in_front(port, lambda _, scraped: seen.append(scraped), scrape_s=0.01) as (_, heard),
         ):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while len(looks) < 5:
                     await asyncio.sleep(0.005)
             assert not heard.downs

@@ -9,7 +9,7 @@ from aiohttp import web
 from live.backend import Backend
 from live.servers.prompt_length import PromptLength
 from tests.live.emulated_server import Emulated, Server, serving
-from tests.live.heard import Heard, job
+from tests.live.heard import PATIENCE_S, Heard, job
 from tests.live.rig import idle, in_front, page, rig, settings
 
 # isort: split
@@ -130,7 +130,7 @@ def test_a_job_that_waits_at_the_server_can_be_cancelled() -> None:
             backend.submit(first)
             await heard.until(lambda: heard.tokens(first) > 0)
             backend.submit(second)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while not server.waiting:
                     await asyncio.sleep(0.002)
             backend.cancel(second.id)
@@ -141,7 +141,7 @@ def test_a_job_that_waits_at_the_server_can_be_cancelled() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first_s", "finish_s", "tokens"), [(0.005, None, 0), (None, 0.3, 1), (9, 0.3, 1), (-1, 9, 0)]
+    ("first_s", "finish_s", "tokens"), [(0.005, None, 0), (None, 1.5, 1), (9, 1.5, 1), (-1, 9, 0)]
 )
 def test_a_job_that_can_earn_nothing_any_more_is_given_up(
     first_s: float | None, finish_s: float | None, tokens: int
@@ -159,7 +159,7 @@ def test_a_job_that_can_earn_nothing_any_more_is_given_up(
 def test_bounds_that_are_kept_end_nothing() -> None:
     async def play() -> None:
         async with rig(SLOW) as (_, backend, heard):
-            asked = job(30, first_s=0.4, finish_s=30)
+            asked = job(30, first_s=9, finish_s=30)
             backend.submit(asked)
             assert await heard.end(asked) == "length"
 
@@ -232,7 +232,7 @@ def test_stopping_lets_jobs_finish_for_a_while() -> None:
             short, long, late = job(2), job(1000), job(2)
             backend.submit(short)
             backend.submit(long)
-            stopping = asyncio.create_task(backend.stop(drain_s=0.6))
+            stopping = asyncio.create_task(backend.stop(drain_s=2))
             await asyncio.sleep(0)
             backend.submit(late)
             await stopping

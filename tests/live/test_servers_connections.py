@@ -7,14 +7,20 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.live.heard import job
-from tests.live.rig import between, in_front
+from tests.live.heard import PATIENCE_S, job
+from tests.live.rig import between, free, in_front
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT = b'data: {"choices": [{"text": "a", "finish_reason": "stop"}]}\n\n'
 DONE = b"data: [DONE]\n\n"
 LAST = b"0\r\n\r\n"
 Answer = Callable[[asyncio.StreamWriter, int], Awaitable[bool]]
+
+
+@pytest.fixture
+def lingering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream may take its time to close after its last event."""
+    monkeypatch.setattr("live.servers.exchange.LINGER_S", PATIENCE_S)
 
 
 def chunk(data: bytes) -> bytes:
@@ -49,7 +55,7 @@ async def answering(answer: Answer) -> AsyncIterator[tuple[int, list[int]]]:
         yield server.sockets[0].getsockname()[1], asked
 
 
-def test_many_jobs_share_a_few_connections() -> None:
+def test_many_jobs_share_a_few_connections(lingering: None) -> None:
     async def play() -> None:
         async with between(keep_alive=True) as (_, proxy, backend, heard):
             jobs = [job(1 + number % 7, number % 2 == 0) for number in range(60)]
@@ -58,7 +64,7 @@ def test_many_jobs_share_a_few_connections() -> None:
             for asked in jobs[:30]:
                 await heard.end(asked)
             for asked in jobs[30:]:
-                await asyncio.sleep(0.005)  # until the one before has been read to its end
+                await free(backend)
                 backend.submit(asked)
                 await heard.end(asked)
             assert heard.counts() == {"length": 60}
@@ -68,7 +74,7 @@ def test_many_jobs_share_a_few_connections() -> None:
     asyncio.run(play())
 
 
-def test_connections_that_were_closed_while_idle_fail_nobody() -> None:
+def test_connections_that_were_closed_while_idle_fail_nobody(lingering: None) -> None:
     async def play() -> None:
         async with between(keep_alive=True) as (_, proxy, backend, heard):
             for _ in range(5):
@@ -77,7 +83,7 @@ def test_connections_that_were_closed_while_idle_fail_nobody() -> None:
                     backend.submit(asked)
                 for asked in together:
                     assert await heard.end(asked) == "length"
-                await asyncio.sleep(0.01)  # until the connections are idle
+                await free(backend)
                 proxy.sever()
                 asked = job(3)  # before this side has seen that they are closed
                 backend.submit(asked)
@@ -102,15 +108,13 @@ def test_an_answer_that_is_cut_after_its_last_token_is_whole() -> None:
     asyncio.run(play())
 
 
-def test_an_answer_ends_with_its_last_event_and_its_connection_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_answer_ends_with_its_last_event_and_its_connection_is_kept(lingering: None) -> None:
     async def play() -> None:
         ended = asyncio.Event()
 
         async def answer(writer: asyncio.StreamWriter, number: int) -> bool:
             writer.write(HEAD + chunk(EVENT + DONE))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 await ended.wait()
             writer.write(LAST)
             return True
@@ -121,12 +125,9 @@ def test_an_answer_ends_with_its_last_event_and_its_connection_is_kept(
                 backend.submit(again := job(5))
                 assert await heard.end(again) == "stop"
                 ended.set()
-                async with asyncio.timeout(5):
-                    while backend._tasks:
-                        await asyncio.sleep(0.005)
+                await free(backend)
                 assert asked == [number]
 
-    monkeypatch.setattr("live.servers.exchange.LINGER_S", 30.0)
     asyncio.run(play())
 
 
@@ -140,9 +141,7 @@ def test_a_connection_that_is_not_closed_after_the_last_event_is_not_waited_for(
             quick = job(5)
             backend.submit(quick)
             assert await heard.end(quick) == "stop"
-            async with asyncio.timeout(5):
-                while backend._tasks:
-                    await asyncio.sleep(0.01)
+            await free(backend)
             backend.submit(again := job(5))
             assert await heard.end(again) == "stop"
             assert asked == [1, 1]
@@ -151,7 +150,9 @@ def test_a_connection_that_is_not_closed_after_the_last_event_is_not_waited_for(
     asyncio.run(play())
 
 
-def test_a_kept_connection_that_closes_instead_of_an_answer_is_tried_once_more() -> None:
+def test_a_kept_connection_that_closes_instead_of_an_answer_is_tried_once_more(
+    lingering: None,
+) -> None:
     async def answer(writer: asyncio.StreamWriter, number: int) -> bool:
         if number == 1:
             writer.write(HEAD + chunk(EVENT + DONE) + LAST)
@@ -162,13 +163,13 @@ def test_a_kept_connection_that_closes_instead_of_an_answer_is_tried_once_more()
             for _ in range(3):
                 backend.submit(again := job(5))
                 assert await heard.end(again) == "stop"
-                await asyncio.sleep(0.01)
+                await free(backend)
             assert asked == [2, 2, 1]
 
     asyncio.run(play())
 
 
-def test_a_connection_that_closes_in_an_answer_is_not_tried_once_more() -> None:
+def test_a_connection_that_closes_in_an_answer_is_not_tried_once_more(lingering: None) -> None:
     async def answer(writer: asyncio.StreamWriter, number: int) -> bool:
         writer.write(HEAD + (chunk(EVENT + DONE) + LAST if number == 1 else b""))
         return number == 1
@@ -177,7 +178,7 @@ def test_a_connection_that_closes_in_an_answer_is_not_tried_once_more() -> None:
         async with answering(answer) as (port, asked), in_front(port) as (backend, heard):
             backend.submit(first := job(5))
             assert await heard.end(first) == "stop"
-            await asyncio.sleep(0.01)
+            await free(backend)
             backend.submit(second := job(5))
             assert await heard.end(second) == "failed"
             assert asked == [2]

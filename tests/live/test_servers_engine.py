@@ -16,7 +16,7 @@ SETTINGS = {"max_batch": 8, "token_budget": 128, "block_tokens": 16, "kv_tokens"
 @pytest.mark.slow
 def test_a_real_engine_answers_jobs_together() -> None:
     async def play() -> None:
-        async with in_front(port, timeouts={"first_byte_s": 20, "between_s": 20}) as (
+        async with in_front(port, timeouts={"first_byte_s": 60, "between_s": 60}) as (
             backend, heard,
         ):  # fmt: skip
             jobs = [job(8 + n, prompt=list(range(5, 25 + n))) for n in range(12)]
