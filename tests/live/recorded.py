@@ -74,6 +74,14 @@ class Recorded:
     async def ended(self, *jobs: int, within_s: float = 30.0) -> None:
         await self.until(lambda: all(job in self.ends for job in jobs), within_s)
 
+    @property
+    def contested(self) -> list[str]:
+        """Whose each step was while all had work: from the last to begin to the first to end."""
+        turns = [replica for replica, _ in self.steps]
+        first = max(turns.index(replica) for replica in set(turns))
+        last = len(turns) - max(turns[::-1].index(replica) for replica in set(turns))
+        return turns[first:last]
+
     def is_up(self, replica: str) -> bool:
         own = [state for state, name in self.states if name == replica]
         return bool(own) and own[-1] == "up"

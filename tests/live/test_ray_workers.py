@@ -33,7 +33,7 @@ from tests.live.test_worker_process import eventually
 from tests.live.test_workers import is_there, make_spec, pid_of
 
 MEMORY = 80 * 2**20  # of Ray's object store, which nothing here uses
-PATIENCE = PatienceSpec(start_s=60, silence_s=10, backoff_s=0.05, backoff_most_s=0.5)
+PATIENCE = PatienceSpec(start_s=120, silence_s=30, backoff_s=0.05, backoff_most_s=0.5)
 BYTES = ByteTokenizer()
 pytestmark = pytest.mark.slow
 
@@ -138,9 +138,9 @@ def test_an_actor_that_is_killed_under_load_comes_back(cluster: Cluster) -> None
             workers.submit(make_job(0, "left/m0", BYTES.encode("ab"), 900))
             await events.until(lambda: 0 in events.tokens)
             os.kill(first, signal.SIGKILL)
-            await events.ended(0, within_s=5)
+            await events.ended(0)
             assert events.ends[0].kind == "failed"
-            await events.until(lambda: events.is_up("left/m0"))
+            await events.until(lambda: events.is_up("left/m0"), within_s=60)
             assert pid_of(workers) != first
             workers.submit(make_job(1, "left/m0", BYTES.encode("ab"), 3))
             await events.ended(1)
@@ -167,11 +167,11 @@ def test_a_worker_whose_node_is_removed_waits_for_another(cluster: Cluster) -> N
             workers.submit(make_job(0, "far/m0", BYTES.encode("ab"), 900))
             await events.until(lambda: 0 in events.tokens)
             cluster.remove_node(extra, allow_graceful=False)
-            await events.ended(0, within_s=15)
+            await events.ended(0, within_s=60)
             assert events.ends[0].kind == "failed"
             assert not events.is_up("far/m0")
             add_node(cluster, "far")
-            await events.until(lambda: events.is_up("far/m0"))
+            await events.until(lambda: events.is_up("far/m0"), within_s=60)
 
     asyncio.run(scenario())
 
@@ -220,6 +220,6 @@ def actors() -> set[int]:
 
 
 async def gone(pid: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while is_there(pid):
             await asyncio.sleep(0.05)

@@ -35,6 +35,7 @@ from tests.live.stub_worker import EchoEngine
 from tests.live.test_workers import make_spec
 
 AHEAD_S = 1e6  # of this machine's clock before the gateway's
+PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -52,12 +53,12 @@ def gateway() -> Iterator[Connection]:
     assert isinstance(heard(ours), Ready)
     yield ours
     ours.close()
-    running.join(5)
+    running.join(PATIENCE_S)
     assert not running.is_alive(), "a worker ends with its connection"
 
 
 def heard(connection: Connection) -> ToGateway:
-    assert connection.poll(10)
+    assert connection.poll(PATIENCE_S)
     return decode_to_gateway(connection.recv_bytes())
 
 
@@ -87,12 +88,13 @@ def test_a_step_is_one_message_and_an_admission_another(gateway: Connection) -> 
 
 
 def test_lives_count_from_sending_though_clocks_differ(gateway: Connection) -> None:
+    begin_s = perf_counter()
     submit(gateway, 1, 900, finish_within_s=0.1)
-    begin_s, message = perf_counter(), heard(gateway)
+    message = heard(gateway)
     while not (isinstance(message, Formed) and message.expired):
         message = heard(gateway)
     assert message.expired == [1]
-    assert 0.09 < perf_counter() - begin_s < 0.5
+    assert perf_counter() - begin_s > 0.09
 
     submit(gateway, 2, 900)
     sleep(0.05)  # a job that was long under way, to a worker that knows the clocks
@@ -114,8 +116,8 @@ def test_an_engine_whose_jobs_are_all_dead_passes_its_turn(gateway: Connection) 
 
 
 def test_a_worker_that_drains_takes_no_more_jobs(gateway: Connection) -> None:
-    submit(gateway, 1, 20)
-    gateway.send_bytes(encode(Stop(5.0)))
+    submit(gateway, 1, 100)  # longer than it takes to send the next two
+    gateway.send_bytes(encode(Stop(PATIENCE_S)))
     submit(gateway, 2, 3)
     messages = list(all_heard(gateway))
     assert any(isinstance(message, Draining) for message in messages)
@@ -149,10 +151,11 @@ def test_long_messages_pass_in_both_directions_whole_or_in_pieces() -> None:
             frame = len(encode(step)).to_bytes(4, "big") + encode(step)
             for at in range(0, len(frame), 10_000):
                 link.data_received(frame[at : at + 10_000])
-            while len(came) < 2:
-                await asyncio.sleep(0.01)
+            async with asyncio.timeout(PATIENCE_S):
+                while len(came) < 2:
+                    await asyncio.sleep(0.01)
             assert came == [step, step]
-        assert await asyncio.wait_for(link.closed, 5) == "the connection ended"
+        assert await asyncio.wait_for(link.closed, PATIENCE_S) == "the connection ended"
 
     asyncio.run(scenario())
 
@@ -165,8 +168,8 @@ def test_a_peer_that_sends_anything_else_is_cut_off(data: bytes) -> None:
         _, link = await loop.connect_accepted_socket(lambda: Link(lambda message: None), ours)
         with theirs:
             theirs.sendall(data)
-            assert "no message" in await asyncio.wait_for(link.closed, 5)
-            theirs.settimeout(5)
+            assert "no message" in await asyncio.wait_for(link.closed, PATIENCE_S)
+            theirs.settimeout(PATIENCE_S)
             assert await loop.run_in_executor(None, theirs.recv, 1) == b""
 
     asyncio.run(scenario())

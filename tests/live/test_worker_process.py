@@ -87,11 +87,7 @@ def test_a_worker_serves_its_models_as_they_answer_alone(sources: dict[str, str]
             for number, model, prompt in asked:
                 workers.submit(make_job(number, f"w/{model}", prompt, 9, ignore_eos=True))
             await events.ended(*(number for number, _, _ in asked))
-            turns = [replica for replica, _ in events.steps]
-            first = max(turns.index(replica) for replica in set(turns))
-            last = len(turns) - max(turns[::-1].index(replica) for replica in set(turns))
-            both = turns[first:last]  # steps while both had work
-            assert all(one != other for one, other in pairwise(both))
+            assert all(one != other for one, other in pairwise(events.contested))
             assert sorted(events.admitted) == [number for number, _, _ in asked]
             assert all(step.blocks_used == 0 for _, step in events.steps[-1:])
 
@@ -100,19 +96,22 @@ def test_a_worker_serves_its_models_as_they_answer_alone(sources: dict[str, str]
             await events.ended(*(number for number, _, _ in crowd))
             assert any(step.reset for _, step in events.steps)
 
-            workers.submit(make_job(200, "w/opt", [5] * 20, 200, ignore_eos=True))
-            await events.until(lambda: events.tokens.get(200, 0) > 3)
-            workers.cancel(200)
-            await events.ended(200)
-            assert events.steps[-1][1].cancelled == [200]
+            for number in range(200, 220):  # a busy machine may hear of it too late
+                workers.submit(make_job(number, "w/opt", [5] * 20, 236, ignore_eos=True))
+                await events.until(lambda n=number: events.tokens.get(n, 0) > 3)
+                workers.cancel(number)
+                await events.ended(number)
+                if events.ends[number].kind == "cancelled":
+                    break
+            assert events.steps[-1][1].cancelled == [number]
             assert events.steps[-1][1].blocks_used == 0
 
             whole = tiny.generated(alone["opt"], asked[0][2], 9)
-            workers.submit(make_job(201, "w/opt", [5, 128], 3))
-            workers.submit(make_job(202, "w/opt", [5] * 250, 30))
-            await events.ended(201, 202)
-            assert "below 128" in events.ends[201].reason
-            assert "together at most 256" in events.ends[202].reason
+            workers.submit(make_job(301, "w/opt", [5, 128], 3))
+            workers.submit(make_job(302, "w/opt", [5] * 250, 30))
+            await events.ended(301, 302)
+            assert "below 128" in events.ends[301].reason
+            assert "together at most 256" in events.ends[302].reason
             assert whole == answers[0]
 
     asyncio.run(scenario())
@@ -181,7 +180,7 @@ def test_a_worker_ends_with_its_gateway(source: str) -> None:
     assert eventually(lambda: has_ended(pid))
 
 
-def eventually(holds: Callable[[], bool], within_s: float = 10.0) -> bool:
+def eventually(holds: Callable[[], bool], within_s: float = 60.0) -> bool:
     end = time.monotonic() + within_s
     while time.monotonic() < end:
         if holds():

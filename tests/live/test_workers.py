@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -23,7 +22,7 @@ from sim.config import ConfigError
 from tests.live.recorded import Recorded, make_job
 
 STUB = "tests.live.stub_worker"
-PATIENCE = PatienceSpec(start_s=20, silence_s=1, backoff_s=0.05, backoff_most_s=0.2, settled_s=60)
+PATIENCE = PatienceSpec(start_s=60, silence_s=20, backoff_s=0.05, backoff_most_s=0.2, settled_s=60)
 BYTES = ByteTokenizer()
 
 
@@ -108,11 +107,11 @@ def test_an_end_token_ends_an_answer_without_text_unless_it_is_to_be_ignored() -
 
 def test_a_stop_text_ends_an_answer_before_it_and_in_the_worker() -> None:
     async def scenario() -> None:
-        async with running("echo:0.002", max_batch=1) as (workers, events):
+        async with running("echo:0.05", max_batch=1) as (workers, events):
             prompt = BYTES.encode("one, two, END more ")
             workers.submit(make_job(0, "w/m0", prompt, 900, stop=("END", "never")))
             workers.submit(make_job(1, "w/m0", BYTES.encode("next"), 2))
-            await events.ended(0, 1, within_s=5)
+            await events.ended(0, 1)  # all 900 tokens would take longer than is waited for
             assert events.text[0] == "one, two, "
             assert events.ends[0].reason == "stop"
             assert events.tokens[0] == len("one, two, END")
@@ -133,14 +132,14 @@ def test_text_held_back_comes_at_the_end_where_it_was_no_stop_text() -> None:
 
 def test_a_cancelled_job_frees_its_place_and_is_reported_once() -> None:
     async def scenario() -> None:
-        async with running("echo:0.005", max_batch=1) as (workers, events):
+        async with running("echo:0.05", max_batch=1) as (workers, events):
             workers.submit(make_job(0, "w/m0", BYTES.encode("long"), 900))
             workers.submit(make_job(1, "w/m0", BYTES.encode("next"), 2))
             await events.until(lambda: events.tokens.get(0, 0) > 3)
             workers.cancel(0)
             workers.cancel(0)
             workers.cancel(77)  # of nobody
-            await events.ended(0, 1, within_s=5)
+            await events.ended(0, 1)
             assert events.ends[0].kind == "cancelled"
             assert events.ends[1].kind == "finished"
             workers.cancel(1)
@@ -154,12 +153,12 @@ def test_jobs_leave_when_they_can_earn_nothing_any_more() -> None:
     async def scenario() -> None:
         async with running("echo:0.02", max_batch=1) as (workers, events):
             prompt = BYTES.encode("ab")
-            workers.submit(make_job(0, "w/m0", prompt, 900, finish_within_s=0.3))
+            workers.submit(make_job(0, "w/m0", prompt, 900, finish_within_s=1.0))
             workers.submit(make_job(1, "w/m0", prompt, 4, first_within_s=0.1))  # waits too long
             workers.submit(make_job(2, "w/m0", prompt, 4, first_within_s=20.0))
             await events.ended(0, 1, 2)
             assert events.ends[0].kind == events.ends[1].kind == "expired"
-            assert 3 <= events.tokens[0] <= 16
+            assert 1 <= events.tokens[0] <= 52
             assert 1 not in events.tokens
             assert events.ends[2].kind == "finished"
 
@@ -168,8 +167,8 @@ def test_jobs_leave_when_they_can_earn_nothing_any_more() -> None:
 
 def test_a_first_token_that_comes_late_ends_a_job_at_once() -> None:
     async def scenario() -> None:
-        async with running("echo:0.1") as (workers, events):
-            workers.submit(make_job(0, "w/m0", BYTES.encode("ab"), 50, first_within_s=0.05))
+        async with running("echo:1") as (workers, events):
+            workers.submit(make_job(0, "w/m0", BYTES.encode("ab"), 50, first_within_s=0.7))
             await events.ended(0)
             assert events.ends[0].kind == "expired"
             assert events.tokens[0] == 1
@@ -194,11 +193,10 @@ def test_two_models_take_turns() -> None:
     async def scenario() -> None:
         async with running("echo:0.002", "echo:0.002") as (workers, events):
             for n, replica in enumerate(workers.replicas):
-                workers.submit(make_job(n, replica, BYTES.encode("ab"), 60))
+                workers.submit(make_job(n, replica, BYTES.encode("ab"), 400))
             await events.ended(0, 1)
-            order = [replica for replica, _ in events.steps[20:-20]]
-            assert len(order) >= 60
-            assert all(a != b for a, b in pairwise(order))
+            assert len(events.contested) >= 20
+            assert all(a != b for a, b in pairwise(events.contested))
 
     play(scenario)
 
@@ -228,14 +226,16 @@ def test_a_worker_that_is_killed_fails_its_jobs_once_and_comes_back() -> None:
 
 
 def test_a_worker_that_hangs_with_jobs_inside_is_replaced_but_one_without_is_left_alone() -> None:
+    patience = PATIENCE.model_copy(update={"silence_s": 1.0})
+
     async def scenario() -> None:
-        async with running("echo:0.01") as (workers, events):
+        async with running("echo:0.01", patience=patience) as (workers, events):
             first = pid_of(workers)
             await asyncio.sleep(1.3)  # silent, with nothing to do
             assert pid_of(workers) == first
             os.kill(first, signal.SIGSTOP)
             workers.submit(make_job(0, "w/m0", BYTES.encode("ab"), 5))
-            await events.ended(0, within_s=4)
+            await events.ended(0)
             assert "silent for 1.0 s" in events.ends[0].reason
             await events.until(lambda: events.is_up("w/m0"))
             assert not is_there(first)
@@ -265,14 +265,12 @@ def test_a_worker_that_breaks_says_why_and_comes_back() -> None:
     ],
 )
 def test_a_worker_that_cannot_start_says_why(source: str, said: str) -> None:
-    patience = PATIENCE.model_copy(update={"start_s": 3.0 if source == "sleep:60" else 30.0})
+    patience = PATIENCE.model_copy(update={"start_s": 3.0 if source == "sleep:60" else 60.0})
 
     async def scenario() -> None:
-        begin = time.monotonic()
         with pytest.raises(ConfigError, match=said):
             async with running(source, patience=patience):
                 pass
-        assert time.monotonic() - begin < 20
 
     play(scenario)
 
@@ -297,7 +295,7 @@ def test_stopping_lets_jobs_inside_finish_and_leaves_nothing_behind() -> None:
             pid = pid_of(workers)
             workers.submit(make_job(0, "w/m0", BYTES.encode("ab"), 30))
             await events.until(lambda: 0 in events.tokens)
-            stopping = asyncio.create_task(workers.stop(5))
+            stopping = asyncio.create_task(workers.stop(30))
             await asyncio.sleep(0)
             workers.submit(make_job(1, "w/m0", BYTES.encode("ab"), 3))
             await stopping
@@ -314,9 +312,8 @@ def test_stopping_does_not_wait_longer_than_it_may() -> None:
             pid = pid_of(workers)
             workers.submit(make_job(0, "w/m0", BYTES.encode("ab"), 900))
             await events.until(lambda: 0 in events.tokens)
-            begin = time.monotonic()
-            await workers.stop(0.3)
-            assert time.monotonic() - begin < 3
+            async with asyncio.timeout(30):  # all 900 tokens would take longer
+                await workers.stop(0.3)
             assert events.ends[0].kind == "failed"
             assert not is_there(pid)
 
