@@ -131,7 +131,7 @@ class Stage:
                 self.dispatcher.up(name)
 
     def fleet(self, policy: Any, shadow: Any = None) -> Fleet:
-        limit = TimeLimit(0.5)
+        limit = TimeLimit(30.0)
         return Fleet(
             ledger=Ledger(self.cluster, self.names, 0),
             backends={name: self.backend_of(name) for name in self.names},

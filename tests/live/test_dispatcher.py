@@ -50,6 +50,12 @@ def stage(policy=None, **settings):
     )
 
 
+@pytest.fixture
+def at_100_s(monkeypatch):
+    """It is 100 s by the clock, and stays so."""
+    monkeypatch.setattr("live.dispatcher.perf_counter", lambda: 100.0)
+
+
 def refusal(act: Callable[[], object]) -> RefusalError:
     with pytest.raises(RefusalError) as refused:
         act()
@@ -262,15 +268,12 @@ def test_a_deadline_that_passed_is_told_as_such():
     assert at.is_empty()
 
 
-def test_a_job_knows_until_when_it_is_worth_something():
+def test_a_job_knows_until_when_it_is_worth_something(at_100_s):
     at = stage()
-    arrived_s = perf_counter() - 0.25
-    call = at.dispatcher.admit(incoming(e2e_s=2.0, ttft_s=1.0, arrived_s=arrived_s))
+    call = at.dispatcher.admit(incoming(e2e_s=2.0, ttft_s=1.0, arrived_s=99.75))
     job = at.backend_for(call).jobs[at.job_of(call)]
-    assert 0.6 < job.first_within_s <= 0.75
-    assert 1.6 < job.finish_within_s <= 1.75
-    assert 1.6 < call.slack_s <= 1.75
-    call = at.dispatcher.admit(incoming(e2e_s=2.0))
+    assert (job.first_within_s, job.finish_within_s, call.slack_s) == (0.75, 1.75, 1.75)
+    call = at.dispatcher.admit(incoming(e2e_s=2.0, arrived_s=100.0))
     assert at.backend_for(call).jobs[at.job_of(call)].first_within_s is None
 
 
@@ -288,12 +291,12 @@ def test_a_client_that_goes_frees_the_slot_and_ends_once():
     assert at.is_empty()
 
 
-def test_what_is_overdue_ends_once_and_stays_on_the_books_until_the_replica_lets_it_go():
+def test_what_is_overdue_ends_once_and_stays_on_the_books_until_the_replica_lets_it_go(at_100_s):
     at = stage()
-    call = at.dispatcher.admit(incoming(e2e_s=2.0, arrived_s=perf_counter() - 2.75))
+    call = at.dispatcher.admit(incoming(e2e_s=2.0, arrived_s=97.25))
     backend, job = at.backend_for(call), at.job_of(call)
     backend.emit(job)
-    assert 0 < at.dispatcher.overdue_s(call)[0] < 0.25
+    assert at.dispatcher.overdue_s(call) == [0.25]
     at.dispatcher.expire(call)
     assert (ended(call).status, ended(call).code) == (504, "deadline_exceeded")
     assert backend.cancelled == {job}
@@ -303,10 +306,10 @@ def test_what_is_overdue_ends_once_and_stays_on_the_books_until_the_replica_lets
     assert at.is_empty()
 
 
-def test_nothing_is_overdue_without_a_bound_that_is_still_to_be_met():
+def test_nothing_is_overdue_without_a_bound_that_is_still_to_be_met(at_100_s):
     at = stage()
-    assert not at.dispatcher.overdue_s(at.dispatcher.admit(incoming()))
-    call = at.dispatcher.admit(incoming(ttft_s=0.5, arrived_s=perf_counter() - 0.25))
+    assert not at.dispatcher.overdue_s(at.dispatcher.admit(incoming(arrived_s=100.0)))
+    call = at.dispatcher.admit(incoming(ttft_s=0.5, arrived_s=99.75))
     at.dispatcher.expire(call)
     at.backend_for(call).emit(at.job_of(call))
     assert not at.dispatcher.overdue_s(call)

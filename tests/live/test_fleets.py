@@ -17,7 +17,7 @@ from sim.config import ConfigError
 from tests.live.deployments import planned
 from tests.live.scripted import Remembered, ScriptedBackend, incoming
 
-LIMIT = TimeLimit(1.0)
+LIMIT = TimeLimit(30.0)
 WORKERS = [{"kind": "worker", "name": "left"}, {"kind": "worker", "name": "right"}]
 RENEWED = [{"kind": "worker", "name": "left"}, {"kind": "worker", "name": "new"}]
 
@@ -78,7 +78,7 @@ def test_a_request_on_a_replaced_backend_comes_to_its_end() -> None:
         await yard.begin(planned(backends=WORKERS))
         asked = [yard.dispatcher.admit(incoming(task="piqa")) for _ in range(8)]
         renewed = planned(backends=RENEWED)
-        building = asyncio.create_task(yard.build(renewed, 5.0))
+        building = asyncio.create_task(yard.build(renewed, 30.0))
         await asyncio.sleep(0)
         assert not building.done()  # the new one is not up yet
         yard.made["new"].come_up()
@@ -103,7 +103,7 @@ def test_what_runs_is_kept_with_its_jobs() -> None:
         first = [*yard.made.values()]
         yard.dispatcher.admit(incoming(task="piqa"))
         again = planned("policy@policy.active=least_loaded", backends=WORKERS)
-        yard.dispatcher.replace(await yard.build(again, 5.0))
+        yard.dispatcher.replace(await yard.build(again, 30.0))
         assert [*yard.made.values()] == first
         assert yard.dispatcher.fleet.ledger.jobs == 1
         assert yard.dispatcher.fleet.ledger.alive.all()

@@ -25,7 +25,7 @@ class Watched:
         self.metrics = Metrics()
         drift = DriftWatch(DriftLimits(0.5, 5, 10), ["d0/m0"])
         records = Fanout({"metrics": self.metrics, "drift": drift})
-        cluster = make_cluster(PLACEMENT, step_s=[0.01, 0.02], kv_blocks=50)
+        cluster = make_cluster(PLACEMENT, step_s=[1.0, 2.0], kv_blocks=50)
         self.at = Stage(cluster, policy or To(0), records=records, **options)
         self.metrics.registry.register(
             Gauges(self.at.dispatcher, drift.replicas, records.failures, lambda: 7)
@@ -56,7 +56,7 @@ class Watched:
 def test_answers_are_counted_with_their_times_and_tokens():
     seen = Watched()
     for _ in range(2):
-        seen.answer(3, e2e_s=5.0)
+        seen.answer(3, e2e_s=60.0)
     of = {"task": "chat", "model": "m0"}
     assert seen.value("requests_total", outcome="stop", **of) == 2
     assert seen.value("deadlines_total", task="chat", met="true") == 2
@@ -64,7 +64,7 @@ def test_answers_are_counted_with_their_times_and_tokens():
     assert seen.value("prompt_tokens_total", model="m0") == 6
     for name in ("time_to_first_token", "time_per_output_token", "request_duration"):
         assert seen.value(f"{name}_seconds_count", **of) == 2
-        assert 0 < seen.value(f"{name}_seconds_sum", **of) < 1
+        assert 0 < seen.value(f"{name}_seconds_sum", **of) < 60
     assert seen.value("decisions_total", by="active", model="m0", fault="") == 2
     assert seen.value("decision_seconds_count", by="active") == 2
     assert seen.value("gateway_seconds_count") == 2
