@@ -2,7 +2,7 @@
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from importlib import import_module
 from typing import Any, TypeVar
 from unittest import mock
@@ -47,10 +47,10 @@ class _Loop(asyncio.SelectorEventLoop):
         return self._own_clock.now_s
 
 
-def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine in virtual time."""
+def run(main: Callable[[], Coroutine[Any, Any, T]], readers: Sequence[str] = READERS) -> T:
+    """Run a coroutine in virtual time; `readers` are the modules whose clock it is."""
     clock = Clock()
-    patches = [mock.patch.object(import_module(name), "perf_counter", clock) for name in READERS]
+    patches = [mock.patch.object(import_module(name), "perf_counter", clock) for name in readers]
     for patch in patches:
         patch.start()
     try:
