@@ -12,11 +12,12 @@ pytest.importorskip("uvicorn", reason="needs pip install -e '.[live]'")
 from tests.live.campaign import REST_S, before_one
 from tests.live.client import Request, ask
 from tests.live.emulated_server import Emulated
+from tests.live.rig import idle
 
 pytestmark = pytest.mark.slow
 
 QUICK = Emulated(ttft_s=0.005, tpot_s=0.001, slots=16, echoes=True)
-LIMITS = ("limits.body_bytes=65536", "limits.body_s=2", "limits.idle_s=2")
+LIMITS = ("limits.body_bytes=65536", "limits.body_s=4", "limits.idle_s=4")
 HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
 LONG = json.dumps(
     {"model": "best-effort", "prompt": 600 * "a", "max_tokens": 300, "stream": True}
@@ -24,7 +25,7 @@ LONG = json.dumps(
 STREAM = HEAD + b"x-slo-e2e-ms: 60000\r\ncontent-length: %d\r\n\r\n%b" % (len(LONG), LONG)
 CHUNK = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
 GROWTH_MB = 40.0
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 async def connect(address: tuple[str, int]) -> socket.socket:
@@ -55,7 +56,7 @@ async def never_reads(address: tuple[str, int]) -> bytes:
     loop, heard = asyncio.get_running_loop(), b""
     with await connect(address) as connection:
         await loop.sock_sendall(connection, STREAM)
-        await asyncio.sleep(8)
+        await asyncio.sleep(12)
         try:
             while piece := await loop.sock_recv(connection, 65_536):
                 heard += piece
@@ -99,9 +100,10 @@ def test_a_crowd_that_does_not_behave_costs_the_others_nothing() -> None:
             for task in deaf:
                 assert b"data: " in task.result()
                 assert b"[DONE]" not in task.result()
-            assert (server.running, server.waiting) == (0, 0)
+            await idle(server)
             assert served.memory_mb() < memory_mb + GROWTH_MB
-            await asyncio.sleep(REST_S)
-            assert served.descriptors() <= files + QUICK.slots  # connections to the server are kept
+            async with asyncio.timeout(PATIENCE_S):  # connections to the server are kept
+                while served.descriptors() > files + QUICK.slots:
+                    await asyncio.sleep(REST_S / 10)
 
     asyncio.run(play())

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 ONE = ("cluster.devices=1", "backends=[{kind: worker, name: w}]", "cluster.placement=[[opt-1m]]")
 
 
-def gone(pids: list[int], within_s: float = 20.0) -> bool:
+def gone(pids: list[int], within_s: float = 60.0) -> bool:
     until = monotonic() + within_s
     while monotonic() < until:
         alive = [pid for pid in pids if Path(f"/proc/{pid}").exists() and not zombie(pid)]
@@ -50,12 +50,13 @@ def test_a_deployment_from_start_to_end(tmp_path: Path) -> None:
                     "ignore_eos": True}  # fmt: skip
             headers = {"x-slo-e2e-ms": "60000"}
             url = f"{served.url}/v1/completions"
-            with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as stream:
+            with httpx.stream("POST", url, json=body, headers=headers, timeout=120) as stream:
                 text.extend(stream.iter_lines())
 
         reader = threading.Thread(target=read)
         reader.start()
         while not text:
+            assert reader.is_alive()
             sleep(0.01)
         mine.write_text(
             "defaults: [serve, override policy@policy.active: least_loaded, _self_]\n"
@@ -75,8 +76,8 @@ def test_a_deployment_from_start_to_end(tmp_path: Path) -> None:
         assert served.complete().status_code == 200
 
         served.signal(signal.SIGTERM)
-        reader.join(60)
-        assert served.process.wait(60) == 0
+        reader.join(120)
+        assert served.process.wait(120) == 0
         assert text[-2] == "data: [DONE]"
         assert gone([worker])
 
@@ -93,7 +94,7 @@ def test_a_worker_that_is_killed_is_noticed_and_replaced() -> None:
     with serve(*ONE) as served:
         (worker,) = children(served.process.pid)
         os.kill(worker, signal.SIGKILL)
-        served.wait_for("^replica down$", 20)
+        served.wait_for("^replica down$")
         until = monotonic() + 120
         while served.complete().status_code != 200:
             assert monotonic() < until
@@ -108,7 +109,7 @@ def test_a_deadline_passes_though_the_worker_is_stopped_and_it_goes_on_afterward
         late = served.complete(headers={"x-slo-e2e-ms": "500"})
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
         os.kill(worker, signal.SIGCONT)
-        assert served.complete(headers={"x-slo-e2e-ms": "60000"}).status_code == 200
+        assert served.complete().status_code == 200
         assert served.workers() == [worker]
 
 
@@ -116,7 +117,7 @@ def test_a_model_that_cannot_be_had_ends_the_gateway_with_a_word(tmp_path: Path)
     arguments = (*ONE, f"sources.opt-1m={tmp_path}", "tokenizer=bytes", "http.port=0")
     done = subprocess.run(
         [sys.executable, "-m", "live.serve", *arguments], cwd=ROOT, capture_output=True, text=True,
-        timeout=180,
+        timeout=600,
     )  # fmt: skip
     assert done.returncode != 0
     assert str(tmp_path) in done.stderr

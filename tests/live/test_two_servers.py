@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import httpx
@@ -15,12 +16,13 @@ import pytest
 pytest.importorskip("uvicorn", reason="needs the live extra")
 
 from sim.profile import Bundle, BundleMeta, ModelProfile, StepTime, TaskQuality, save_bundle
-from tests.live.served import ROOT, Served, serve
+from tests.live.served import ROOT, START_S, Served, serve
 
 pytestmark = pytest.mark.slow
-SIZES = {"small": (4, 2), "large": (30, 20)}  # milliseconds to the first token and per token
+SIZES = {"small": (16, 8), "large": (120, 80)}  # milliseconds to the first token and per token
 QUALITY = {"small": 0.6, "large": 0.8}
-SOON_MS = 250  # the large one needs 330 for an answer of 16 tokens
+SOON_MS = 1000  # the large one needs 1320 for an answer of 16 tokens
+LONG_MS = 20_000
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +83,7 @@ def ask(served: Served, model: str, slo_ms: int) -> httpx.Response:
         f"{served.url}/v1/completions",
         json={"model": model, "prompt": "one two three", "max_tokens": 16},
         headers={"x-slo-e2e-ms": str(slo_ms)},
-        timeout=30,
+        timeout=60,
     )
 
 
@@ -115,8 +117,8 @@ def test_the_way_there_and_back(urls: dict[str, str], bundle: str, tmp_path: Pat
             return answer.headers["x-besteffort-model"], answer.headers["x-besteffort-policy"]
 
         # as before: clients keep their model, and what may be routed goes to the large one
-        assert seen("small", 5000) == ("small", "pinned")
-        assert seen("best-effort", 5000) == ("large", "always_large")
+        assert seen("small", LONG_MS) == ("small", "pinned")
+        assert seen("best-effort", LONG_MS) == ("large", "always_large")
         late = ask(served, "best-effort", SOON_MS)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
         assert late.headers["x-besteffort-model"] == "large"
@@ -127,7 +129,7 @@ def test_the_way_there_and_back(urls: dict[str, str], bundle: str, tmp_path: Pat
         document(deploy, "conservative_greedy", None, urls, log)
         served.signal(signal.SIGHUP)
         served.wait_for("^reloaded$")
-        assert seen("best-effort", 5000) == ("large", "conservative_greedy")
+        assert seen("best-effort", LONG_MS) == ("large", "conservative_greedy")
         assert seen("best-effort", SOON_MS) == ("small", "conservative_greedy")
 
         document(deploy, "always_large", None, urls, log)
@@ -142,8 +144,10 @@ def test_the_way_there_and_back(urls: dict[str, str], bundle: str, tmp_path: Pat
 
 def until_policy(served: Served, policy: str) -> None:
     """The last reload is the one to this policy."""
-    while True:
+    until = monotonic() + START_S
+    while monotonic() < until:
         reloads = [line for line in served.lines() if line["event"] == "reloaded"]
         if len(reloads) > 1 and reloads[-1]["policy"] == policy:
             return
-        served.wait_for("^reloaded$")
+        sleep(0.05)
+    raise AssertionError(served.lines())

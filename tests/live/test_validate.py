@@ -71,7 +71,7 @@ def test_workers_are_calibrated_validated_and_not_played_again(tmp_path: Path):
         assert cell["void"] == 0
         assert len(cell["goodput_live"]) == 2
         assert cell["utility_by_answers"] is None
-        assert all(run["steps"] > 50 for run in cell["runs"])
+        assert all(run["steps"] > 10 for run in cell["runs"])
     assert set(kept["conditions"]["slowness"]) == {"opt-1m", "opt-5m"}
     assert kept["conditions"]["gap_s"] > 0
     assert str(tmp_path) not in json.dumps(kept)
