@@ -9,7 +9,7 @@ import sys
 import textwrap
 from dataclasses import fields
 from pathlib import Path
-from time import perf_counter, process_time
+from time import monotonic, sleep
 
 import jax
 import numpy as np
@@ -144,7 +144,7 @@ def test_a_file_that_is_there_is_continued_behind_a_torn_line(tmp_path):
 WRITER = """
 from pathlib import Path
 from tests.live.logged import LoggedStage, accepting
-at = LoggedStage(accepting(), Path("log"))
+at = LoggedStage(accepting(), Path("log"), limit_bytes=2**30)
 at.play(50)
 print("played", flush=True)
 while True:
@@ -157,10 +157,13 @@ def test_a_log_whose_gateway_was_killed_can_be_read(tmp_path):
     script = [sys.executable, "-c", textwrap.dedent(WRITER)]
     with subprocess.Popen(script, cwd=tmp_path, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"played\n"
-        deadline = perf_counter() + 10
-        while perf_counter() < deadline and (tmp_path / "log").stat().st_size < 50_000:
-            pass
-        process.send_signal(signal.SIGKILL)
+        try:
+            until = monotonic() + 60
+            while (tmp_path / "log").stat().st_size < 50_000:
+                assert monotonic() < until
+                sleep(0.01)
+        finally:
+            process.send_signal(signal.SIGKILL)
     decisions = Decisions(tmp_path / "log")
     assert len(list(decisions)) >= 10
     assert decisions.torn <= 1
@@ -246,20 +249,3 @@ def test_a_log_of_another_schema_is_refused(tmp_path, name):
     (tmp_path / "log").write_text(json.dumps(header) + "\n")
     with pytest.raises(LogError, match=f"{name} = 99: this release reads"):
         list(Decisions(tmp_path / "log"))
-
-
-def test_to_write_a_decision_down_takes_microseconds(tmp_path):
-    at = LoggedStage(learned_plan(), tmp_path / "log")
-    seen = []
-    at.records._listeners["decided"].append(("last", lambda *told: seen.append(told)))
-    at.play(1)
-    (told,) = seen
-    times = []
-    for _ in range(200):
-        began = process_time()
-        for _ in range(10):
-            at.log.decided(*told)
-        times.append((process_time() - began) / 10)
-    at.log.close()
-    print(f"{np.median(times) * 1e6:.1f} µs")
-    assert np.median(times) < 200e-6
