@@ -118,11 +118,11 @@ def in_background(make: Callable[[], Awaitable[web.Application]]) -> Iterator[st
     async def begin() -> tuple[web.AppRunner, int]:
         return await listen(await make())
 
-    runner, port = asyncio.run_coroutine_threadsafe(begin(), loop).result(10)
+    runner, port = asyncio.run_coroutine_threadsafe(begin(), loop).result(60)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
         loop.close()

@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     words = command(tmp_path, "repeat.least=8", "repeat.most=8")
     journal = tmp_path / "bundle.run" / "a.jsonl"
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while not (journal.exists() and journal.read_bytes().count(b"\n") > 20):
             assert process.poll() is None, process.stdout.read()  # type: ignore[union-attr]
             assert time.monotonic() < deadline
