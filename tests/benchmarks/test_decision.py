@@ -2,9 +2,9 @@
 
 The default cluster of 4, 16 and 64 devices with three models each, at load 0.9 under the shipped
 router. Its requests are decided on one by one, by each policy as the SimPy engine asks it
-(`plain`) and compiled as a gateway does (`compiled`), from observation to action. What is reported
-are percentiles in microseconds of wall time. In `asked` every decision asks the network, which
-otherwise happens every 250 ms.
+(`plain`) and in one compiled program (`compiled`), from observation to action. A gateway compiles
+learned policies and asks rules as they are. What is reported are percentiles in microseconds of
+wall time. In `asked` every decision asks the network, which otherwise happens every 250 ms.
 """
 
 import time
