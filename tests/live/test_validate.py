@@ -20,7 +20,7 @@ QUICK = (
     "models=latency", "cluster.models=[opt-1m,opt-5m]", "quality.models=[opt-125m,opt-1.3b]",
     "policies=[{policy: static_small, label: small, settings: {alone: false}},"
     "{policy: static_large, label: large, settings: {alone: false}}]",
-    "loads=[0.3]", "workload.duration_s=2", "window_s=0.5", "rehearsal.duration_s=2", "late_s=10",
+    "loads=[0.6]", "workload.duration_s=6", "window_s=0.5", "rehearsal.duration_s=2", "late_s=10",
     "calibration.grid.decodes=[1,4,8]", "calibration.grid.contexts=[16,160]",
     "calibration.grid.prompts=[8,128]", "calibration.grid.random=8",
     "calibration.grid.switched=2",
