@@ -199,7 +199,7 @@ def test_pipelined_requests_are_answered_in_their_order(front: Front) -> None:
 
 def test_a_client_that_goes_away_with_a_request_still_queued_frees_its_slot() -> None:
     stream = request({**CHAT, "max_tokens": 1500, "stream": True})
-    with serving({"a": Plan(token_s=0.02)}) as front:
+    with serving({"a": Plan(token_s=0.1)}) as front:
         with connect(front) as connection:
             connection.sendall(stream + request(CHAT))
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
