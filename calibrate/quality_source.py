@@ -1,13 +1,17 @@
 """How good the answers of models are whose times alone are measured: as those of another bundle."""
 
-from sim.config import ConfigError, Spec
-from sim.profile import TaskQuality, load_bundle
+from collections.abc import Mapping
+from pathlib import Path
+
+from calibrate.files import read_json
+from sim.config import ConfigError, Spec, check
+from sim.profile import Name, TaskQuality, load_bundle
 
 
 class QualitySource(Spec):
     """Where the quality table comes from."""
 
-    bundle: str
+    bundle: str  # or a quality.json
     models: tuple[str, ...]  # whose values the measured models take, in their order
 
 
@@ -17,19 +21,26 @@ def assigned_quality(source: QualitySource, models: tuple[str, ...]) -> dict[str
     Raises:
         ConfigError: if the bundle has not what is asked of it, or not for as many models.
     """
-    bundle = load_bundle(source.bundle)
+    known_tasks = _tasks(source.bundle)
     if len(source.models) != len(models):
         raise ConfigError(
             "quality.models", list(source.models), f"one for each of {', '.join(models)}"
         )
     table = {}
-    for task, quality in bundle.quality.items():
+    for task, quality in known_tasks.items():
         for model in source.models:
             if model not in quality.values:
                 known = ", ".join(quality.values)
                 raise ConfigError("quality.models", model, f"{source.bundle} has: {known}")
         table[task] = quality.of(dict(zip(models, source.models, strict=True)))
     return table
+
+
+def _tasks(path: str) -> Mapping[str, TaskQuality]:
+    """The table of a bundle, or of a file as `calibrate.quality` writes it."""
+    if not path.endswith(".json"):
+        return load_bundle(path).quality
+    return check(dict[Name, TaskQuality], dict(read_json(Path(path))), path)
 
 
 def source_line(source: QualitySource, models: tuple[str, ...]) -> str:

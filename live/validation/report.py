@@ -61,9 +61,10 @@ def tables(comparison: Comparison) -> list[Table]:
     )  # fmt: skip
     columns = ["load", "policy", "utility", "real", "goodput\npoints", "at their\nspeed"]
     scored = any(cell.scored for cell in comparison.cells)
+    held = HELD_TO[:1] if scored else HELD_TO  # as many columns as a terminal has room for
     if scored:
         columns.insert(4, "by\nanswers")
-    for column in (*columns, *(f"end to end\n{statistic}, %" for statistic in HELD_TO)):
+    for column in (*columns, *(f"end to end\n{statistic}, %" for statistic in held)):
         left = column == "policy"
         shown.add_column(column, justify="left" if left else "right", no_wrap=True)
     for cell in comparison.cells:
@@ -78,7 +79,7 @@ def tables(comparison: Comparison) -> list[Table]:
             *([_points(float(np.mean(cell.by_answers)))] if scored else []),
             f"[red]{error}[/]" if abs(cell.goodput_error) > aims.goodput else error,
             _plus(cell.goodput_error_at_speed),
-            *(_brief(rows.get(statistic), aims.latency) for statistic in HELD_TO),
+            *(_brief(rows.get(statistic), aims.latency) for statistic in held),
         )  # fmt: skip
     return [shown]
 
