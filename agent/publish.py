@@ -4,7 +4,8 @@ The figures that are published are kept in `docs/results/<name>.json`, with the 
 them and the hashes of profile and rules; the README shows them between a pair of markers,
 `<!-- results: <name> -->` and `<!-- end -->`, as `render` writes them. Recorded runs, one folder
 each, are kept together as `recorded`; the validation of a bundle is kept as `calibration`,
-the held-out errors of a bundle made from outside as `served`, a live validation as `live`.
+the held-out errors of a bundle made from outside as `served`, a live validation as `live`, with the
+device where it is no CPU, and `trained` where answers were scored.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sim.rules import rules_hash
@@ -116,6 +118,9 @@ def _live(published: Published) -> str:
         "end to end P50 off by, %", "real runs differ by", "at their speed", "P95",
         "real runs differ by", "at their speed",
     )  # fmt: skip
+    scored = any(cell.get("utility_by_answers") for cell in published["cells"])
+    if scored:
+        heads = (*heads[:2], "by right answers", *heads[2:])
     lines = [f"| load, policy | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for cell in published["cells"]:
         if "utility_live" not in cell:
@@ -123,6 +128,7 @@ def _live(published: Published) -> str:
             continue
         figures = [
             _plain(cell["utility_simulated"]), _percent(cell["utility_live"]),
+            *([_plain(fmean(cell["utility_by_answers"]))] if scored else []),
             _signed(cell["goodput_error"]), _signed(cell["goodput_error_at_speed"]),
         ]  # fmt: skip
         for statistic in ("P50", "P95"):
@@ -263,9 +269,10 @@ def main() -> None:
             path, others = recorded, json.loads(recorded.read_text()) if recorded.exists() else {}
             kept = keep_recorded(results, others)
         elif "tau" in results:
+            scored = any(cell.get("utility_by_answers") for cell in results["cells"])
             device = results["config"].get("device", "cpu")
-            name = "live" if device == "cpu" else f"live_{device}"
-            path, kept = RESULTS / f"{name}.json", keep_live(results)
+            kind = (["trained"] if scored else []) + ([] if device == "cpu" else [device])
+            path, kept = RESULTS / f"{'_'.join(['live', *kind])}.json", keep_live(results)
         elif "held_out" in results:
             path, kept = RESULTS / "calibration.json", keep_calibration(results)
         else:

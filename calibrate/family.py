@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibrate.files import read_json
 from calibrate.model import OPT, Decoder, read_decoder
-from sim.config import ConfigError, check
-from sim.profile import Name, TaskQuality
+from calibrate.quality_source import read_quality
+from sim.config import ConfigError
+from sim.profile import TaskQuality
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_family(models: Mapping[str, str] | None, quality: str | None) -> Family
 
 def _read_quality(path: str, models: Sequence[str]) -> Mapping[str, TaskQuality]:
     """The quality of these models on each task of a file."""
-    tasks = check(dict[Name, TaskQuality], dict(read_json(Path(path))), path)
+    tasks = read_quality(path)
     for task, quality in tasks.items():
         for model in models:
             if model not in quality.values:

@@ -21,7 +21,8 @@ def assigned_quality(source: QualitySource, models: tuple[str, ...]) -> dict[str
     Raises:
         ConfigError: if the bundle has not what is asked of it, or not for as many models.
     """
-    known_tasks = _tasks(source.bundle)
+    path = source.bundle
+    known_tasks = read_quality(path) if path.endswith(".json") else load_bundle(path).quality
     if len(source.models) != len(models):
         raise ConfigError(
             "quality.models", list(source.models), f"one for each of {', '.join(models)}"
@@ -36,10 +37,12 @@ def assigned_quality(source: QualitySource, models: tuple[str, ...]) -> dict[str
     return table
 
 
-def _tasks(path: str) -> Mapping[str, TaskQuality]:
-    """The table of a bundle, or of a file as `calibrate.quality` writes it."""
-    if not path.endswith(".json"):
-        return load_bundle(path).quality
+def read_quality(path: str) -> Mapping[str, TaskQuality]:
+    """A table in a file of its own, as `calibrate.quality` writes it.
+
+    Raises:
+        ConfigError: if it is not there, or is none.
+    """
     return check(dict[Name, TaskQuality], dict(read_json(Path(path))), path)
 
 

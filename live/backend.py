@@ -32,7 +32,7 @@ class Job:
     forced_tokens: int | None  # exactly so many, whatever the model says; never shown to a router
     first_within_s: float | None  # from now: without a first token by then it is worth nothing
     finish_within_s: float | None  # from now: without its last token by then it is worth nothing
-    pinned: bool = False  # by the client, whose request a server then gets as it is
+    pinned: bool  # by the client, whose request a server then gets as it is
 
 
 @dataclass(frozen=True, slots=True)

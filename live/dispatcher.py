@@ -304,9 +304,9 @@ class Dispatcher:
         ledger, now_s = fleet.ledger, perf_counter()
         candidates = self._candidates(call)
         observation = ledger.observe(call.asked, self._ticks(now_s), candidates)
+        decision = self._decide(call, observation)  # whatever is masked: policies have a state
         if not observation.mask.any():
             raise self._full(call, observation, candidates)
-        decision = self._decide(call, observation)
         call.decision = decision
         if decision.choice == SHED:
             raise RefusalError(

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from agent.evaluate import compose_policies
 from agent.trial import PolicyConfig
+from live.validation.document import document
 from live.validation.rehearsal import Conditions, load_conditions, rehearse, save_conditions
-from live.validation.report import document, tables, verdict, write_report
+from live.validation.report import tables, verdict, write_report
 from live.validation.requests import Examples, Noise, Questions
 from live.validation.session import (
-    LATENCY,
     RUNS,
     Stage,
     compare,
@@ -30,7 +30,7 @@ from live.validation.session import (
     set_stage,
     to_play,
 )
-from live.validation.spec import ValidateSpec
+from live.validation.spec import LATENCY, ValidateSpec
 from live.validation.watch import Nobody, Watch
 from live.validation.workers import calibrate, make_workers, vocabulary
 from live.workers.tokenizer import load_tokenizer

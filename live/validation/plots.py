@@ -30,9 +30,7 @@ def pairs(comparison: Comparison) -> Figure:
             color=SERIES[number % len(SERIES)][0], markersize=6, linewidth=1.4,
             label=f"load {load:g}",
         )  # fmt: skip
-    low = min(axes.get_xlim()[0], axes.get_ylim()[0])
-    high = max(axes.get_xlim()[1], axes.get_ylim()[1])
-    axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+    _diagonal(axes)
     axes.axhline(0, color=SOFT, linewidth=1, zorder=0)
     axes.axvline(0, color=SOFT, linewidth=1, zorder=0)
     axes.set_xlabel("on real workers, points of peak")
@@ -59,9 +57,7 @@ def answers(comparison: Comparison) -> Figure:
             yerr=np.abs(ends.reshape(-1, 2).T - middle), fmt="o", markersize=6,
             linewidth=1.4, color=SERIES[number % len(SERIES)][0], label=policy,
         )  # fmt: skip
-    low = min(axes.get_xlim()[0], axes.get_ylim()[0])
-    high = max(axes.get_xlim()[1], axes.get_ylim()[1])
-    axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
+    _diagonal(axes)
     axes.set_xlabel("predicted: simulated utility, % of peak")
     axes.set_ylabel("realised: by answers")
     for axis in (axes.xaxis, axes.yaxis):
@@ -163,6 +159,13 @@ def speed(comparison: Comparison) -> Figure:
     axes.set_xlim(-0.5, place - 0.5)
     axes.legend(loc="best", ncols=len(models))
     return figure
+
+
+def _diagonal(axes: Axes) -> None:
+    """The line on which what was simulated is what was found."""
+    low = min(axes.get_xlim()[0], axes.get_ylim()[0])
+    high = max(axes.get_xlim()[1], axes.get_ylim()[1])
+    axes.plot([low, high], [low, high], color=SOFT, linewidth=1, linestyle=(0, (2, 3)), zorder=0)
 
 
 def _points(share: float, _: int) -> str:

@@ -97,4 +97,5 @@ def _job(number: int, replica: str) -> Job:
         id=number, replica=replica, model=replica.partition("/")[2], endpoint="completions",
         body={}, prompt=(FIRST_TOKEN_ID,) * PROMPT_TOKENS, max_tokens=OUTPUT_TOKENS, stop=(),
         ignore_eos=True, forced_tokens=OUTPUT_TOKENS, first_within_s=None, finish_within_s=None,
+        pinned=False,
     )  # fmt: skip

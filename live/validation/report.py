@@ -1,17 +1,16 @@
-"""What is shown and kept of a validation: a table, a JSON document and an HTML page."""
+"""What is shown of a validation: a table and an HTML page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from omegaconf import OmegaConf
-from pydantic import JsonValue
 from rich.table import Table
 
 from calibrate.latency import HELD_TO, Row
 from live.validation import plots
-from live.validation.comparison import PERCENTILES, Cell, Comparison, Pair
+from live.validation.comparison import Cell, Comparison, Pair
+from live.validation.document import settings
 from live.validation.rehearsal import Conditions
 from live.validation.session import Stage
 from sim.report import (
@@ -94,27 +93,6 @@ def verdict(comparison: Comparison) -> str:
     return f"{text} {'; '.join(missed[:FIRST])}{more}."
 
 
-def document(
-    comparison: Comparison, stage: Stage, found: Conditions, origin: Mapping[str, str]
-) -> dict[str, JsonValue]:
-    """The whole validation as JSON."""
-    return {
-        "provenance": dict(origin),
-        "config": _config(stage),
-        "conditions": found.model_dump(mode="json"),
-        "tau": comparison.tau,
-        "pairs_differing": len(comparison.differing),
-        "pairs": [
-            {**asdict(pair), "differs": pair.differs, "agrees": pair.agrees}
-            for pair in comparison.pairs
-        ],
-        "choices": [asdict(choice) for choice in comparison.choices],
-        "cells": [_cell(cell) for cell in comparison.cells],
-        "aims": comparison.aims.model_dump(mode="json"),
-        "missed": list(comparison.missed),
-    }
-
-
 def write_report(
     path: Path, comparison: Comparison, stage: Stage, found: Conditions, origin: Mapping[str, str]
 ) -> None:
@@ -131,7 +109,7 @@ def write_report(
     if comparison.missed:
         aims = {str(number): aim for number, aim in enumerate(comparison.missed, 1)}
         sections.append(Section("Aims missed", [provenance(aims)]))
-    config = OmegaConf.to_yaml(OmegaConf.create(_config(stage)))
+    config = OmegaConf.to_yaml(OmegaConf.create(settings(stage)))
     sections.append(
         Section("Where this comes from", [provenance(origin), folded("Configuration", config)])
     )
@@ -146,14 +124,6 @@ def write_report(
         verdict=f"{_headline(comparison)} {_told(comparison)}",
         sections=sections,
         profile_kind=meta.kind,
-    )
-
-
-def _config(stage: Stage) -> dict[str, JsonValue]:
-    """The settings, without what is a place on one machine."""
-    return stage.spec.model_dump(
-        mode="json",
-        exclude={"output_dir": True, "bundle": True, "models": True, "cluster": {"profile": True}},
     )
 
 
@@ -390,58 +360,6 @@ def _conditions(found: Conditions) -> str:
         f"idle. In the rehearsal steps took {slow} times as long as calibrated, with "
         f"{quantity(found.gap_s, 's')} between them: {done}."
     )
-
-
-def _cell(cell: Cell) -> dict[str, JsonValue]:
-    head: dict[str, JsonValue] = {
-        "load": cell.load,
-        "rate_rps": cell.rate_rps,
-        "policy": cell.policy,
-        "requests": len(cell.simulated.workload),
-        "void": len(cell.live) - len(cell.valid),
-        "utility_simulated": cell.performance,
-        "goodput_simulated": cell.goodput,
-    }
-    if not cell.valid:
-        return head
-    return head | {
-        "utility_live": {**asdict(cell.live_performance)},
-        "utility_by_answers": [*cell.by_answers] if cell.scored else None,
-        "goodput_live": [*cell.live_goodput],
-        "goodput_error": cell.goodput_error,
-        "goodput_error_at_speed": cell.goodput_error_at_speed,
-        "latencies": [
-            {
-                **row.model_dump(mode="json"),
-                "error": row.error,
-                "spread": row.spread,
-                "error_at_speed": row.error_at_speed,
-                "held_to_the_aim": row.statistic in HELD_TO,
-            }
-            for row in cell.latencies
-        ],
-        "steps_outside_simulated": int(cell.simulated.n_steps_outside.sum()),
-        "steps_simulated": cell.simulated.n_steps,
-        "runs": [
-            {
-                "late_s": _percentiles(run.recording.late_s),
-                "decision_s": _percentiles(run.recording.decision_s),
-                "gateway_s": _percentiles(run.recording.gateway_s),
-                "faults": int(run.recording.fault.sum()),
-                "speed_before": run.recording.slow_before.tolist(),
-                "speed_after": run.recording.slow_after.tolist(),
-                "slowness": {**run.slowness},
-                "gap_s": run.gap_s,
-                "steps": len(run.recording.steps),
-                "steps_outside": run.outside,
-            }
-            for run in cell.valid
-        ],
-    }
-
-
-def _percentiles(values: np.ndarray) -> dict[str, JsonValue]:
-    return {name: float(np.percentile(values, q)) for name, q in PERCENTILES.items()}
 
 
 def _brief(row: Row | None, aim: float) -> str:

@@ -22,7 +22,7 @@ from live.validation.recording import Recording
 from live.validation.rehearsal import Conditions
 from live.validation.requests import Questions
 from live.validation.scene import Scene, capacity, draw_scene
-from live.validation.spec import ValidateSpec
+from live.validation.spec import LATENCY, ValidateSpec
 from live.validation.steps import gap_s, outside, slower, slowness
 from live.validation.watch import Watch
 from sim.cluster import simulate
@@ -36,7 +36,6 @@ from sim.types import Cluster, Result
 from sim.utility import on_time
 from sim.workload import content_hash
 
-LATENCY = "latency"  # as models: random weights
 RUNS = "runs"  # the folder of all that was played
 
 

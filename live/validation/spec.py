@@ -14,6 +14,8 @@ from sim.tasks import TasksSpec
 from sim.utility import UtilitySpec
 from sim.workload import SyntheticSpec
 
+LATENCY = "latency"  # as models: random weights
+
 Load = Annotated[float, Field(gt=0)]
 
 

@@ -105,7 +105,7 @@ def job(
         endpoint="chat" if chat else "completions",
         body={"model": "best-effort", "max_tokens": max_tokens, **prompt, **body},
         prompt=None, max_tokens=max_tokens, stop=(), ignore_eos=False, forced_tokens=forced,
-        first_within_s=first_s, finish_within_s=finish_s,
+        first_within_s=first_s, finish_within_s=finish_s, pinned=False,
     )  # fmt: skip
 
 

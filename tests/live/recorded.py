@@ -95,5 +95,6 @@ def make_job(
         "endpoint": "completions", "body": {}, "prompt": tuple(prompt), "max_tokens": max_tokens,
         "stop": (), "ignore_eos": False, "forced_tokens": None, "first_within_s": None,
         "finish_within_s": None,
+        "pinned": False,
     }  # fmt: skip
     return Job(**settings | changes)

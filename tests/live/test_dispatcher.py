@@ -570,3 +570,18 @@ def test_a_fault_of_a_backend_ends_the_request_and_frees_its_slot(caplog):
     assert (ended(first).status, ended(first).code) == (500, "internal_error")
     assert "was not sent again" in caplog.text
     assert at.is_empty()
+
+
+def test_the_policy_hears_of_requests_that_nobody_can_take_as_it_does_in_the_simulator():
+    seen = []
+
+    class Asked(To):
+        def decide(self, state, observation):
+            seen.append(bool(observation.mask.any()))
+            return super().decide(state, observation) if seen[-1] else (SHED, state)
+
+    at = stage(Asked(0))
+    for name in at.dispatcher.fleet.backends:
+        at.dispatcher.down(name, "gone")
+    assert refusal(lambda: at.dispatcher.admit(incoming())).code == "no_capacity"
+    assert seen == [False]

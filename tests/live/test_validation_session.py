@@ -18,8 +18,9 @@ pytest.importorskip("tokenizers", reason="needs pip install -e '.[live]'")
 
 # isort: split
 from live.validation.comparison import Comparison
+from live.validation.document import document
 from live.validation.rehearsal import Conditions, load_conditions, rehearse, save_conditions
-from live.validation.report import document, tables, verdict, write_report
+from live.validation.report import tables, verdict, write_report
 from live.validation.requests import Noise
 from live.validation.session import Stage, compare, perform, set_stage
 from live.validation.spec import ValidateSpec
