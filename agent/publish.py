@@ -113,14 +113,12 @@ def _served(published: Published) -> str:
 
 
 def _live(published: Published) -> str:
-    heads = (
-        "utility simulated, % of peak", "real", "goodput off by, points", "at their speed",
-        "end to end P50 off by, %", "real runs differ by", "at their speed", "P95",
-        "real runs differ by", "at their speed",
-    )  # fmt: skip
     scored = any(cell.get("utility_by_answers") for cell in published["cells"])
-    if scored:
-        heads = (*heads[:2], "by right answers", *heads[2:])
+    heads = [
+        "utility simulated, % of peak", "real", *(["by right answers"] if scored else []),
+        "goodput off by, points", "at their speed", "end to end P50 off by, %",
+        "real runs differ by", "at their speed", "P95", "real runs differ by", "at their speed",
+    ]  # fmt: skip
     lines = [f"| load, policy | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for cell in published["cells"]:
         if "utility_live" not in cell:
