@@ -75,10 +75,10 @@ def device_spec(plan: Plan, number: int, spec: WorkerSpec | RayWorkerSpec) -> De
     models = hosted_models(
         plan.cluster, number, partial(source_of, plan), plan.bundle.meta.dtype, plan.spec.seed
     )
-    cores = spec.cores if isinstance(spec, WorkerSpec) else None
+    here = spec if isinstance(spec, WorkerSpec) else None
     return DeviceSpec(
-        device=spec.device, threads=spec.threads, cores=cores, models=models,
-        drain_s=plan.spec.drain_s,
+        device=spec.device, threads=spec.threads, models=models, drain_s=plan.spec.drain_s,
+        cores=here and here.cores, niceness=here.niceness if here else 0,
     )  # fmt: skip
 
 

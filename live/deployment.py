@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from live.servers.spec import ServerSpec
 from live.workers.backend import PatienceSpec
-from live.workers.device import RayNeeds
+from live.workers.device import NICENESS, RayNeeds
 from sim.config import ConfigError, Spec
 from sim.deploy import ClusterSpec, build_cluster
 from sim.profile import Bundle, load_bundle
@@ -28,6 +28,7 @@ class WorkerSpec(Spec):
     device: str = "cpu"  # or cuda, cuda:1
     threads: int = Field(default=1, ge=1)  # of PyTorch on the CPU
     cores: tuple[int, ...] | None = None  # that it may run on; null: all
+    niceness: int = Field(default=NICENESS, ge=0, le=19)  # as of `DeviceSpec`
     patience: PatienceSpec = PatienceSpec()
 
 

@@ -13,6 +13,7 @@ from agent.comparison import Interval, ratio_interval
 from calibrate.latency import HELD_TO, Row
 from live.validation.recording import Recording
 from live.validation.spec import AimsSpec
+from live.validation.steps import Pace
 from sim.metrics import peak_utility, windows
 from sim.ticks import TICKS_PER_S
 from sim.types import Outcome, Result
@@ -33,7 +34,7 @@ class LiveRun:
 
     recording: Recording
     result: Result
-    slowness: Mapping[str, float]  # of each model: real step times over those predicted
+    pace: Pace  # of its steps, against the bundle
     gap_s: float | None  # between steps of a busy device, mean
     at_speed: Result
     outside: int  # steps outside of what the profile's measurements cover

@@ -133,7 +133,7 @@ def _errors(axes: Axes, cell: Cell, kind: str, shift: float, width: float, numbe
 
 @drawn
 def speed(comparison: Comparison) -> Figure:
-    """How long each model's steps took in every live run, over what was predicted."""
+    """How long each model's steps took in every live run, over what was predicted: its slowness."""
     figure = Figure(figsize=(WIDTH, 3.2))
     axes = figure.subplots()
     repeats = max(len(cell.live) for cell in comparison.cells)
@@ -143,9 +143,9 @@ def speed(comparison: Comparison) -> Figure:
         names.append((place + (repeats - 1) / 2, f"{cell.policy}\n{cell.load:g}"))
         for run in cell.live:
             for number, model in enumerate(models):
-                if run is not None and model in run.slowness:
+                if run is not None and model in run.pace.slowness:
                     axes.plot(
-                        place, run.slowness[model], "o", markersize=5,
+                        place, run.pace.slowness[model], "o", markersize=5,
                         color=SERIES[number % len(SERIES)][0],
                     )  # fmt: skip
             place += 1

@@ -14,7 +14,7 @@ from live.validation.probe import probe
 from live.validation.requests import Questions
 from live.validation.scene import capacity, draw_scene
 from live.validation.spec import ValidateSpec
-from live.validation.steps import gap_s, slower, slowness
+from live.validation.steps import at_pace, gap_s, pace
 from live.validation.watch import Watch
 from sim.config import Spec, check
 from sim.deploy import build_cluster
@@ -34,8 +34,9 @@ class Conditions(Spec):
     gateway_s: float  # to observe, decide and send; median
     gap_s: float  # between the steps of a busy device; mean
     contention: float  # times as long a step takes where all devices are busy; of idle workers
-    slowness: dict[str, float]  # by model, of the rehearsal: step times over those of the bundle
-    calibrated: bool  # here: gap and slowness then went into the bundle
+    slowness: dict[str, float]  # by model, of the rehearsal: as of `Pace`
+    prompt_s: dict[str, float]
+    calibrated: bool  # here: gap and pace then went into the bundle
 
 
 class OneByOne(Rule):
@@ -81,23 +82,27 @@ async def rehearse(
     policy = OneByOne(spec.rehearsal.duration_s)
     wanted = Play(given.workload, given.bounds, given.questions, policy, policy.name, spec.seed)
     played = await play(watches, cluster, wanted)
-    between = gap_s(played.steps, cluster)
+    between, own_pace = gap_s(played.steps, cluster), pace(played.steps, cluster, bundle)
     found = Conditions(
         overhead_s=float(np.median([look.overhead_s for look in looks])),
         gateway_s=float(np.median(played.columns["gateway_s"])),
         gap_s=looks[-1].gap_s if between is None else between,
         contention=float(np.median([look.contention for look in looks])),
-        slowness=slowness(played.steps, cluster, bundle),
+        slowness={**own_pace.slowness},
+        prompt_s={**own_pace.prompt_s},
         calibrated=calibrated,
     )
     if not calibrated:
         return found, bundle
-    told = ", ".join(f"{model} {factor:.3f}" for model, factor in found.slowness.items())
+    told = ", ".join(
+        f"{model} {factor:.3f} (with a prompt {1e6 * found.prompt_s[model]:+.0f} µs)"
+        for model, factor in found.slowness.items()
+    )
     line = (
         f"step times times {told} and {1e6 * found.gap_s:.0f} µs more: in a rehearsal on the "
         "workers they were so much longer"
     )
-    mended = slower(bundle, found.slowness, found.gap_s)
+    mended = at_pace(bundle, own_pace, found.gap_s)
     meta = mended.meta.model_copy(update={"sources": (*mended.meta.sources, line)})
     return found, replace(mended, meta=meta)
 

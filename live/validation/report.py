@@ -306,7 +306,7 @@ def _machine(comparison: Comparison, found: Conditions, late_s: float) -> Sectio
     for cell in comparison.cells:
         for number, run in enumerate(cell.live, 1):
             if run is None:
-                rows.append([f"{cell.load:g}: {cell.policy}, {number}", *["void"] * 8])
+                rows.append([f"{cell.load:g}: {cell.policy}, {number}", *["void"] * 9])
                 continue
             own = run.recording
             rows.append(
@@ -316,7 +316,8 @@ def _machine(comparison: Comparison, found: Conditions, late_s: float) -> Sectio
                     quantity(float(np.percentile(own.decision_s, 99)), "s"),
                     quantity(float(np.percentile(own.gateway_s, 99)), "s"),
                     f"{own.slow_before.mean():.2f} / {own.slow_after.mean():.2f}",
-                    ", ".join(f"{factor:.2f}" for factor in run.slowness.values()),
+                    ", ".join(f"{factor:.2f}" for factor in run.pace.slowness.values()),
+                    ", ".join(f"{1e3 * more:.1f}" for more in run.pace.prompt_s.values()),
                     "–" if run.gap_s is None else quantity(run.gap_s, "s"),
                     f"{run.outside:,} of {len(own.steps):,}",
                     str(int(own.fault.sum())),
@@ -324,15 +325,16 @@ def _machine(comparison: Comparison, found: Conditions, late_s: float) -> Sectio
             )  # fmt: skip
     header = [
         "load: policy, repeat", "sent late, P99", "decision, P99", "gateway, P99",
-        "speed before / after", "steps, by model", "between them", "outside", "faults",
+        "speed before / after", "steps, by model", "with a prompt, ms more", "between them",
+        "outside", "faults",
     ]  # fmt: skip
     return Section(
         "The machine while this was measured",
         [
             figure(
                 plots.speed(comparison),
-                "The time that each model's steps took in every live run, over the time that the "
-                "bundle predicts for what they held.",
+                "The time that each model's steps without a prompt took in every live run, over "
+                "the time that the bundle predicts for what they held.",
                 "Real step times over predicted ones, run by run",
             ),
             html_table(
@@ -349,16 +351,18 @@ def _machine(comparison: Comparison, found: Conditions, late_s: float) -> Sectio
 
 def _conditions(found: Conditions) -> str:
     slow = ", ".join(f"{factor:.2f} ({model})" for model, factor in found.slowness.items())
+    more = ", ".join(quantity(more_s, "s") for more_s in found.prompt_s.values())
     done = (
-        "the bundle, calibrated here, was lengthened by both" if found.calibrated
+        "the bundle, calibrated here, was lengthened by all three" if found.calibrated
         else "the bundle was taken as it is"
     )  # fmt: skip
     return (
         f"Around a step on an idle worker {quantity(found.overhead_s, 's')} pass from the gateway "
         f"and back; the gateway observes, decides and sends in {quantity(found.gateway_s, 's')}. "
         f"With all devices busy steps take {found.contention:.2f} times as long as with the others "
-        f"idle. In the rehearsal steps took {slow} times as long as calibrated, with "
-        f"{quantity(found.gap_s, 's')} between them: {done}."
+        f"idle. In the rehearsal steps took {slow} times as long as calibrated, those "
+        f"with a prompt {more} longer still, with {quantity(found.gap_s, 's')} between them: "
+        f"{done}."
     )
 
 

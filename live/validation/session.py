@@ -5,9 +5,9 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from jaxtyping import Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -23,7 +23,7 @@ from live.validation.rehearsal import Conditions
 from live.validation.requests import Questions
 from live.validation.scene import Scene, capacity, draw_scene
 from live.validation.spec import LATENCY, ValidateSpec
-from live.validation.steps import gap_s, outside, slower, slowness
+from live.validation.steps import Pace, at_pace, gap_s, outside, pace
 from live.validation.watch import Watch
 from sim.cluster import simulate
 from sim.config import ConfigError
@@ -50,6 +50,11 @@ class Stage:
     scenes: tuple[Scene, ...]
     gap_s: float  # between steps, that is in the bundle's step times
     doubts: Mapping[str, str]  # by policy: why it may not suit the cluster
+
+    @cached_property
+    def steps_alone(self) -> Bundle:
+        """The bundle without what passes between steps."""
+        return at_pace(self.bundle, Pace({}, {}), -self.gap_s)
 
     @property
     def checkpoints(self) -> dict[str, str]:
@@ -202,7 +207,7 @@ async def perform(stage: Stage, watches: Sequence[Watch], folder: Path, console:
                 description=f"load {scene.load:g} · {label} · {repeat + 1}/{spec.repeats}",
             )  # fmt: skip
             if look is None:
-                look = await probe(watches, cluster, stage.bundle)
+                look = await probe(watches, cluster, stage.steps_alone)
             recording, look = await _record(stage, watches, scene, policies[label], look)
             if recording.late_p99_s > spec.late_s:
                 recording, look = await _record(stage, watches, scene, policies[label], look)
@@ -240,17 +245,19 @@ def compare(stage: Stage, folder: Path, console: Console) -> Comparison:
 def _live(stage: Stage, scene: Scene, label: str, recording: Recording) -> LiveRun:
     """A run and the simulator at its speed."""
     cluster = stage.cluster
-    factors = slowness(recording.steps, cluster, stage.bundle)
-    gap = gap_s(recording.steps, cluster)
-    more_s = 0.0 if gap is None else gap - stage.gap_s * float(np.mean([*factors.values()]))
-    as_slow = slower(stage.bundle, factors, more_s)
-    spec = stage.spec.cluster.model_copy(update={"overhead_s": to_seconds(cluster.overhead_ticks)})
+    own_pace = pace(recording.steps, cluster, stage.steps_alone)
+    found = gap_s(recording.steps, cluster)
+    gap = stage.gap_s if found is None else found
+    as_slow = at_pace(stage.steps_alone, own_pace, gap)
+    # the first step after an idle time has the gap as well, as in `set_stage`
+    overhead_s = max(to_seconds(cluster.overhead_ticks) + stage.gap_s - gap, 0.0)
+    spec = stage.spec.cluster.model_copy(update={"overhead_s": overhead_s})
     slow_cluster = build_cluster(spec, as_slow, stage.spec.tasks.names)
     return LiveRun(
         recording=recording,
         result=recording.result(cluster, scene.workload, scene.bounds),
-        slowness=factors,
-        gap_s=gap,
+        pace=own_pace,
+        gap_s=found,
         at_speed=_simulate(stage, slow_cluster, scene, label),
         outside=outside(recording.steps, cluster),
     )
@@ -269,7 +276,7 @@ async def _record(
         scene.workload, scene.bounds, scene.questions, policy, policy.name, stage.spec.seed
     )
     played = await play(watches, stage.cluster, wanted)
-    after = await probe(watches, stage.cluster, stage.bundle)
+    after = await probe(watches, stage.cluster, stage.steps_alone)
     recording = Recording(
         **played.columns, slow_before=before.together, slow_after=after.together,
         steps=played.steps,

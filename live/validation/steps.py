@@ -65,15 +65,34 @@ def predicted_s(steps: RealSteps, cluster: Cluster, bundle: Bundle) -> Float64[n
     return found
 
 
-def slowness(steps: RealSteps, cluster: Cluster, bundle: Bundle) -> dict[str, float]:
-    """The time that each model's steps took, over the time predicted for what they held."""
+@dataclass(frozen=True)
+class Pace:
+    """How long the steps of each model took in a run, against those of a bundle.
+
+    A step that computes a prompt takes in a request as well: other work than that of the steps
+    that follow, which is there to be seen where little else runs in between, and not where a
+    calibration asks for one such step after the other.
+    """
+
+    slowness: Mapping[str, float]  # times over those predicted; without prompts, if there are any
+    prompt_s: Mapping[str, float]  # what a step with a prompt took beyond so many times its own
+
+
+def pace(steps: RealSteps, cluster: Cluster, bundle: Bundle) -> Pace:
+    """The pace of the models that stepped: the sums of both kinds of steps are as they were."""
     model = cluster.replica_model[steps.replica]
     predicted = predicted_s(steps, cluster, bundle)
-    return {
-        name: float(steps.step_s[model == m].sum() / predicted[model == m].sum())
-        for m, name in enumerate(cluster.models)
-        if (model == m).any()
-    }
+    slowness, prompt_s = {}, {}
+    for number, name in enumerate(cluster.models):
+        own, prompt = model == number, steps.pairs > 0
+        if not own.any():
+            continue
+        plain = own & ~prompt
+        of = plain if plain.any() else own
+        slowness[name] = float(steps.step_s[of].sum() / predicted[of].sum())
+        left = (steps.step_s - slowness[name] * predicted)[own & prompt]
+        prompt_s[name] = round(float(left.mean()), 9) if len(left) else 0.0  # to nanoseconds
+    return Pace(slowness, prompt_s)
 
 
 def outside(steps: RealSteps, cluster: Cluster) -> int:
@@ -98,14 +117,15 @@ def gap_s(steps: RealSteps, cluster: Cluster) -> float | None:
     return max(float(np.mean(gaps)), 0.0) if gaps else None
 
 
-def slower(bundle: Bundle, factors: Mapping[str, float], gap_s: float = 0.0) -> Bundle:
-    """The bundle with the step times of each model so many times as long, and `gap_s` more."""
+def at_pace(bundle: Bundle, own: Pace, gap_s: float = 0.0) -> Bundle:
+    """The bundle with steps that take as long as in a run, and `gap_s` more each."""
     models = {}
     for name, profile in bundle.models.items():
-        factor, own = factors.get(name, 1.0), profile.step_time
-        times = {key: factor * value for key, value in own if isinstance(value, float)}
-        times["host_s"] = max(times["host_s"] + gap_s, 0.0)
-        table = tuple((tokens, factor * seconds) for tokens, seconds in own.tokens_s)
-        step_time = own.model_copy(update=times | {"tokens_s": table})
+        factor, before = own.slowness.get(name, 1.0), profile.step_time
+        times = {key: factor * value for key, value in before if isinstance(value, float)}
+        more = {"host_s": gap_s, "prompt_s": own.prompt_s.get(name, 0.0)}
+        times |= {key: max(times[key] + seconds, 0.0) for key, seconds in more.items()}
+        table = tuple((tokens, factor * seconds) for tokens, seconds in before.tokens_s)
+        step_time = before.model_copy(update=times | {"tokens_s": table})
         models[name] = profile.model_copy(update={"step_time": step_time})
     return replace(bundle, models=models)

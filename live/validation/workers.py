@@ -12,7 +12,7 @@ from rich.console import Console
 
 from live.validation.spec import ValidateSpec
 from live.workers.backend import PatienceSpec, Workers
-from live.workers.device import DeviceSpec, hosted_models
+from live.workers.device import NICENESS, DeviceSpec, hosted_models
 from live.workers.launch import LaunchProcess
 from live.workers.tokenizer import Tokenizer
 from sim.config import ConfigError
@@ -63,6 +63,7 @@ def make_workers(
             cores=cores,
             models=models,
             drain_s=DRAIN_S,
+            niceness=NICENESS,
         )
         name = f"worker{device}"
         tokenizers = dict.fromkeys(models, tokenizer)

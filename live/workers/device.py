@@ -8,6 +8,8 @@ from calibrate.engine_spec import EngineSpec
 from sim.config import Spec, check
 from sim.types import Cluster
 
+NICENESS = 10  # beside a gateway that computes on the same cores: a tenth of its weight
+
 
 class HostedModel(Spec):
     """A model on a worker."""
@@ -24,6 +26,7 @@ class DeviceSpec(Spec):
     cores: tuple[int, ...] | None  # that the process may run on; null: all
     models: dict[str, HostedModel] = Field(min_length=1)  # by name
     drain_s: float = Field(ge=0)  # for jobs inside, when the worker itself is told to end
+    niceness: int = Field(default=0, ge=0, le=19)  # on the CPU: the gateway then comes first
 
 
 class RayNeeds(Spec):

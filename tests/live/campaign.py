@@ -43,7 +43,7 @@ def server_at(port: int, first_s: float) -> str:
 
 def mixed(port: int) -> tuple[str, ...]:
     """Two workers of ours and a server at a port; workers are back soon after they died."""
-    ours = "{kind: worker, name: %s, patience: {backoff_s: 0.1, backoff_most_s: 0.5}}"
+    ours = "{kind: worker, name: %s, niceness: 0, patience: {backoff_s: 0.1, backoff_most_s: 0.5}}"
     return (
         "cluster.devices=3",
         f"cluster.placement=[[{OURS[0]}],[{', '.join(OURS)}],[{FAR}]]",

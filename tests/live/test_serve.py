@@ -17,7 +17,11 @@ from tests.live.served import ROOT, children, serve, zombie
 
 pytestmark = pytest.mark.slow
 
-ONE = ("cluster.devices=1", "backends=[{kind: worker, name: w}]", "cluster.placement=[[opt-1m]]")
+ONE = (
+    "cluster.devices=1",
+    "backends=[{kind: worker, name: w, niceness: 0}]",
+    "cluster.placement=[[opt-1m]]",
+)
 
 
 def gone(pids: list[int], within_s: float = 60.0) -> bool:

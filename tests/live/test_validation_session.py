@@ -24,7 +24,7 @@ from live.validation.report import tables, verdict, write_report
 from live.validation.requests import Noise
 from live.validation.session import Stage, compare, perform, set_stage
 from live.validation.spec import ValidateSpec
-from live.validation.steps import slower
+from live.validation.steps import Pace, at_pace
 from live.validation.watch import Nobody, Watch
 from sim.config import ConfigError, check
 from sim.deploy import build_cluster
@@ -138,8 +138,8 @@ def test_workers_slower_than_their_bundle_are_found_out_and_told_apart_from_wron
     assert comparison.missed
     for cell in comparison.cells:
         for run in cell.valid:
-            assert list(run.slowness.values()) == pytest.approx(
-                [1.25] * len(run.slowness), rel=0.01
+            assert list(run.pace.slowness.values()) == pytest.approx(
+                [1.25] * len(run.pace.slowness), rel=0.01
             )
         errors = {(row.kind, row.statistic): row for row in cell.latencies}
         row = errors["time per output token", "P50"]
@@ -232,11 +232,12 @@ def test_what_is_kept_is_json_and_names_no_place(tmp_path):
     assert "Every aim is met." in verdict(ran().comparison)
 
 
-def test_a_bundle_times_a_factor_takes_so_many_times_as_long():
+def test_a_bundle_at_a_pace_takes_so_many_times_as_long():
     bundle: Bundle = load_bundle(PROFILE)
-    longer = slower(bundle, {"opt-1m": 2.0}, gap_s=0.001)
+    longer = at_pace(bundle, Pace({"opt-1m": 2.0}, {"opt-1m": 0.003}), gap_s=0.001)
     before, after = bundle.models["opt-1m"].step_time, longer.models["opt-1m"].step_time
     assert after.host_s == pytest.approx(2 * before.host_s + 0.001)
+    assert after.prompt_s == pytest.approx(2 * before.prompt_s + 0.003)
     assert after.tokens_s[-1][1] == pytest.approx(2 * before.tokens_s[-1][1])
     assert np.isclose(
         longer.models["opt-5m"].step_time.host_s,
