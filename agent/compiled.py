@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64
 
-from agent.baselines.rule import Rule
+from agent.rule import Rule
 from agent.learned import unsound
 from sim.observation import Array, Observation, idle
 from sim.policy import SHED, Basis, HoldingPolicy, Policy, State, ValuingPolicy

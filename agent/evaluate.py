@@ -19,6 +19,7 @@ from rich.table import Table
 from agent.comparison import Standing, cells_of, compare, policies_of
 from agent.evaluation import EvaluationSpec, PolicySpec, play
 from agent.report import write_report
+from agent.sweep import perform
 from agent.trial import PolicyConfig, Trial
 from sim import command
 from sim.config import ConfigError, check
@@ -74,7 +75,7 @@ def _row(standing: Standing) -> dict[str, str | float | bool | None]:
     }
 
 
-def _origin(spec: EvaluationSpec) -> dict[str, str]:
+def origin_of(spec: EvaluationSpec, program: str = "agent.evaluate") -> dict[str, str]:
     """Where the numbers come from, for people and programs."""
     bundle = load_bundle(spec.cluster.profile)
     return {
@@ -83,7 +84,7 @@ def _origin(spec: EvaluationSpec) -> dict[str, str]:
         "profile made by": bundle.meta.command,
         "rules hash": rules_hash(),
         "version": version("besteffort"),
-        "command": command.line("agent.evaluate"),
+        "command": command.line(program),
     }
 
 
@@ -151,6 +152,11 @@ def compose_policies(policies: Sequence[str | PolicySpec]) -> dict[str, PolicyCo
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
+    """Compare policies; in a sweep as one of its jobs."""
+    perform(config, "agent.evaluate", evaluate)
+
+
+def evaluate(config: DictConfig) -> None:
     """Compare policies; end with a table and the path of the report."""
     console = Console()
     try:
@@ -165,7 +171,7 @@ def main(config: DictConfig) -> None:
         sys.exit(f"refused: {refused}")
     except KeyboardInterrupt:
         sys.exit("interrupted: the same command goes on from the trials that have finished")
-    origin = _origin(spec)
+    origin = origin_of(spec)
     write_results(spec, trials, standings, origin)
     page = Path(spec.output_dir, "report.html")
     write_report(

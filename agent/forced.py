@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float32, Int, Int32, Int64
 
 from agent.architectures.architecture import Features
-from agent.learned import Held, Holder, Learned
+from agent.holder import Holder
+from agent.learned import Held, Learned
 from sim.observation import Array, Observation, idle
 from sim.ticks import NEVER, to_ticks
 from sim.types import Cluster

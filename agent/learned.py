@@ -1,8 +1,7 @@
 """Learned routers as policies: an architecture with weights, greedy or exploring."""
 
-from abc import ABC, abstractmethod
 from functools import partial
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,13 +11,11 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 
 from agent.architectures import Architecture
 from agent.architectures.architecture import Features, Params
+from agent.holder import Holder
 from sim.observation import Array, Observation, idle
 from sim.policy import Basis
 from sim.ticks import TICKS_PER_S, to_ticks
 from sim.types import Cluster
-
-S = TypeVar("S")  # what a policy carries from request to request
-
 
 class Held(NamedTuple):
     """The choice in force."""
@@ -47,36 +44,6 @@ def unsound(name: str) -> FloatingPointError:
     return FloatingPointError(f"{name} valued a choice as NaN: no choice can be made")
 
 
-class Holder(ABC, Generic[S]):
-    """Makes a choice when that is due, and carries it out in between."""
-
-    def __init__(self, hold_s: float) -> None:
-        """`hold_s` is how long a choice is in force; 0: for one request."""
-        self.renewals = 0.1 if hold_s else 1.0
-
-    @abstractmethod
-    def due(self, state: S, now_ticks: Int[Array, ""]) -> Bool[Array, ""]:
-        """Whether a new choice is to be made."""
-
-    @abstractmethod
-    def renew(self, state: S, observation: Observation) -> S:
-        """The state with a new choice in force."""
-
-    @abstractmethod
-    def act(self, state: S, observation: Observation) -> Int[Array, ""]:
-        """Carry out the choice in force."""
-
-    def decide(self, state: S, observation: Observation) -> tuple[Int[Array, ""], S]:
-        """Choose again where that is due, and carry out what is in force."""
-        due = self.due(state, observation.now_ticks)
-        if observation.xp is not np:
-            renewed = self.renew(state, observation)
-            state = jax.tree.map(partial(jnp.where, due), renewed, state)
-        elif due:  # the network is not asked in vain
-            state = self.renew(state, observation)
-        return self.act(state, observation), state
-
-
 class Learned(Holder[Held]):
     """Makes the choice of the highest value and holds it for as long as its architecture says."""
 
@@ -87,10 +54,6 @@ class Learned(Holder[Held]):
         self.architecture = architecture
         self._hold_ticks = to_ticks(architecture.hold_s)
         self.values = partial(_values, architecture.network(models), params)
-
-    def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
-        """All of the models on offer."""
-        return models
 
     def init(self, cluster: Cluster) -> Held:
         """A choice that is due to be replaced."""
@@ -187,10 +150,6 @@ class Explorer(Holder[Trail]):
         self._router, self._chance, self._per = router, chance, per
         self._stray_ticks = to_ticks(stray_s)
         self.n_notes = n_notes
-
-    def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
-        """As the router."""
-        return self._router.hosted(models)
 
     def init(self, cluster: Cluster) -> Trail:
         """Nothing decided."""

@@ -18,6 +18,7 @@ from tensorboardX import SummaryWriter
 
 from agent import checkpoint
 from agent.checkpoint import Checkpoint
+from agent.sweep import perform
 from agent.trainer import Trainer
 from agent.training import TrainSpec
 from agent.training_report import write_training_report
@@ -145,6 +146,11 @@ def finish(trainer: Trainer, made_by: str, console: Console) -> str | None:
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
 def main(config: DictConfig) -> None:
+    """Train; in a sweep as one of its jobs."""
+    perform(config, "agent.train", train)
+
+
+def train(config: DictConfig) -> None:
     """Train, keep the best weights; end with a table and the path of the checkpoint."""
     console = Console()
     cores = joblib.cpu_count()

@@ -10,7 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 from jaxtyping import Bool, Float32
 
 from agent.baselines import ConservativeGreedy
-from agent.baselines.rule import least, load
+from agent.rule import least, load
 from live.limit import OutOfTimeError, TimeLimit
 from sim.config import ConfigError
 from sim.observation import Array, Observation

@@ -5,8 +5,9 @@ brings the requests to the router; one takes snapshots of the signals. What happ
 happens in the order of rule 2 of `docs/simulation.md`, which SimPy keeps by event priority.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from simpy import Environment, Event
@@ -20,7 +21,7 @@ from sim.transformers_fifo import TransformersFifoReplica
 from sim.types import Bounds, Cluster, Outcome, Result, Steps, Workload
 from sim.vllm import VllmReplica
 
-Process = Generator[Event, None, None]
+Process = Generator[Event, Any, None]
 
 
 def simulate(
@@ -41,9 +42,7 @@ def simulate(
         ConfigError: if workload and cluster do not have the same tasks, or a replica's settings
             do not go with its scheduler.
     """
-    if workload.tasks != cluster.tasks:
-        raise ConfigError("workload.tasks", workload.tasks, f"must be {cluster.tasks}")
-    run = _Run(cluster, workload, bounds, policy, seed, record_steps)
+    run = Run(cluster, workload, bounds, policy, seed, record_steps)
     return run.play(NEVER if horizon_s is None else to_ticks(horizon_s))
 
 
@@ -86,13 +85,15 @@ class _Device:
             self.idle = None
 
 
-class _Run:
+class Run:
     """One simulation: the environment, its processes, and the record of each request."""
 
     def __init__(
         self, cluster: Cluster, workload: Workload, bounds: Bounds, policy: Policy, seed: int,
         record_steps: bool,
     ) -> None:  # fmt: skip
+        if workload.tasks != cluster.tasks:
+            raise ConfigError("workload.tasks", workload.tasks, f"must be {cluster.tasks}")
         self.cluster, self.workload, self.bounds = cluster, workload, bounds
         self.env = Environment(initial_time=0)
         scheduler = _scheduler(cluster)
@@ -128,7 +129,13 @@ class _Run:
         self.rows: list[tuple[int, ...]] | None = [] if record_steps else None
 
     def play(self, horizon: int) -> Result:
-        """Start the processes and run until all requests have left or the horizon is reached."""
+        """Run until all requests have left or the horizon is reached."""
+        self.start(horizon)
+        self.env.run(until=self.drained)
+        return self.result()
+
+    def start(self, horizon: int) -> None:
+        """Start the processes."""
         env = self.env
         for number, device in enumerate(self.devices):
             env.process(self._serve(number, device))
@@ -139,8 +146,6 @@ class _Run:
             env.process(self._stop_at(horizon))
         if len(self.workload) == 0:
             self.drained.succeed()
-        env.run(until=self.drained)
-        return self._result()
 
     def _at(self, delay: int, phase: int) -> _At:
         return _At(self.env, delay, phase)
@@ -170,7 +175,8 @@ class _Run:
             wait = arrival + overhead - int(self.env.now)
             if wait > 0 or index == 0:
                 yield self._at(wait, self.routing)
-            self._route(index)
+            choice = self._ask(index)
+            self._route(index, (yield choice) if isinstance(choice, Event) else choice)
 
     def _observe(self) -> Process:
         """Take a snapshot of the signals at each multiple of the period (rule 15)."""
@@ -185,12 +191,16 @@ class _Run:
         if not self.drained.triggered:
             self.drained.succeed()
 
-    def _route(self, index: int) -> None:
-        """Ask the policy and send the request where it says (rules 5 and 6)."""
-        now, workload, bounds = int(self.env.now), self.workload, self.bounds
+    def _ask(self, index: int) -> int | Event:
+        """Where the policy sends the request (rule 5); or the event that will say so."""
         started = perf_counter()
-        choice = self.router.decide(index, now)
+        choice = self.router.decide(index, int(self.env.now))
         self.decision_s[index] = perf_counter() - started
+        return choice
+
+    def _route(self, index: int, choice: int) -> None:
+        """Send the request there (rule 6)."""
+        workload, bounds = self.workload, self.bounds
         arrival = int(workload.arrival_ticks[index])
         request = Request(
             index,
@@ -248,7 +258,8 @@ class _Run:
         return (replica.index, step.decodes, step.prefill_tokens, step.kv_tokens,
                 len(replica.queue), replica.kv_blocks - replica.free_blocks)  # fmt: skip
 
-    def _result(self) -> Result:
+    def result(self, requests: Sequence[int] | None = None) -> Result:
+        """What became of all requests so far, or of some."""
         for request in self.inside.values():
             emitted = self.replicas[self.replica[request.index]].emitted(request)
             self._record(request, emitted)
@@ -259,20 +270,24 @@ class _Run:
             steps = Steps(start, end, replica.astype(np.int32), decodes.astype(np.int32),
                           prefill.astype(np.int32), kv, waiting.astype(np.int32),
                           blocks.astype(np.int32))  # fmt: skip
+
+        def column(values: Sequence[float], dtype: type[np.generic]) -> np.ndarray:
+            return np.array(values if requests is None else [values[i] for i in requests], dtype)
+
         return Result(
-            workload=self.workload,
+            workload=self.workload if requests is None else self.workload.at(requests),
             cluster=self.cluster,
-            bounds=self.bounds,
-            outcome=np.array(self.outcome, dtype=np.int32),
-            replica=np.array(self.replica, dtype=np.int32),
-            first_token_ticks=np.array(self.first_token, dtype=np.int64),
-            leave_ticks=np.array(self.leave, dtype=np.int64),
-            emitted_tokens=np.array(self.emitted, dtype=np.int32),
-            preemptions=np.array(self.preemptions, dtype=np.int32),
+            bounds=self.bounds if requests is None else self.bounds.at(requests),
+            outcome=column(self.outcome, np.int32),
+            replica=column(self.replica, np.int32),
+            first_token_ticks=column(self.first_token, np.int64),
+            leave_ticks=column(self.leave, np.int64),
+            emitted_tokens=column(self.emitted, np.int32),
+            preemptions=column(self.preemptions, np.int32),
             end_ticks=int(self.env.now),
             n_steps=self.n_steps,
             n_steps_outside=self.n_steps_outside,
-            decision_s=np.array(self.decision_s),
+            decision_s=column(self.decision_s, np.float64),
             steps=steps,
         )
 

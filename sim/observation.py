@@ -151,6 +151,23 @@ class Observation:
         prefill = self._prefill_ticks(self.prompt_tokens)
         return prefill + self._others_ticks + later_tokens * self.predicted_round_ticks
 
+    @property
+    def added_ticks(self) -> Int[Array, " R"]:
+        """Predicted time that the request takes away from the others on each replica's device.
+
+        That of the step that computes its prompt, and by how much it lengthens the later ones,
+        which are there for it alone where the replica has nothing else to do.
+        """
+        xp = self.xp
+        now = self._decode_ticks(self.decoding, self.kv_tokens) * (self.inside > 0)
+        then = self._decode_ticks(
+            xp.minimum(self.decoding + 1, self.cluster.max_batch),
+            self.kv_tokens + self.prompt_tokens,
+        )
+        later_tokens = self.expected_output_tokens - 1
+        prompt = self._prefill_ticks(self.prompt_tokens) - now
+        return xp.maximum(prompt, 0) + later_tokens * xp.maximum(then - now, 0)
+
     @cached_property
     def capacity_rps(self) -> Float[Array, " R"]:
         """Requests like this one that each replica could finish per second, alone on its device.

@@ -170,12 +170,16 @@ class Router:
         observation = self.observe(index, now)
         action, self._state = self._policy.decide(self._state, observation)
         choice = int(action)
+        self.sent(index, choice)
+        return choice
+
+    def sent(self, index: int, choice: int) -> None:
+        """Remember where request `index` was sent, until a snapshot tells."""
         if choice >= 0 and not self._live:
             asked = self._asked[index]
             self._known[_WAITING, choice] += 1
             self._known[_PREFILL, choice] += asked.prompt_tokens - self._cached_tokens[index]
             self._known[_DECODE, choice] += asked.max_tokens
-        return choice
 
     def observe(self, index: int, now: int) -> Observation:
         """Count the arrival of request `index` and describe it and the system."""

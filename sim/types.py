@@ -3,6 +3,7 @@
 R replicas, D devices, M models, T tasks, N requests.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum
 from functools import cached_property
@@ -51,7 +52,11 @@ class Workload:
 
     def first(self, count: int) -> Self:
         """The first `count` requests, all of them if there are not more."""
-        return _first(self, count)
+        return _rows(self, slice(count))
+
+    def at(self, requests: Sequence[int]) -> Self:
+        """Some of the requests."""
+        return _rows(self, np.asarray(requests, np.int64))
 
 
 class Coefficients(NamedTuple):
@@ -148,16 +153,20 @@ class Bounds:
 
     def first(self, count: int) -> Self:
         """The bounds of the first `count` requests, of all if there are not more."""
-        return _first(self, count)
+        return _rows(self, slice(count))
+
+    def at(self, requests: Sequence[int]) -> Self:
+        """The bounds of some of the requests."""
+        return _rows(self, np.asarray(requests, np.int64))
 
 
 OfRequests = TypeVar("OfRequests", bound=Workload | Bounds)
 
 
-def _first(table: OfRequests, count: int) -> OfRequests:
+def _rows(table: OfRequests, which: slice | Int64[np.ndarray, " K"]) -> OfRequests:
     names = [item.name for item in fields(table)]
     arrays = [name for name in names if isinstance(getattr(table, name), np.ndarray)]
-    return replace(table, **{name: getattr(table, name)[:count] for name in arrays})
+    return replace(table, **{name: getattr(table, name)[which] for name in arrays})
 
 
 @dataclass(frozen=True, eq=False)

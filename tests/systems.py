@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.baselines.rule import Rule
+from agent.rule import Rule
 from sim.cluster import simulate
 from sim.envelope import Envelope, ranges
 from sim.observation import Observation

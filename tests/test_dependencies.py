@@ -12,6 +12,7 @@ from tests.test_architecture import MAY_IMPORT, ROOMS, ROOT, imported
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = {
+    "agent": ("gym",),
     "calibrate": ("live", "quality"),
     "live": ("live", "ray"),
     "tests": ("test", "live", "quality", "ray"),

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float32, Int
 
 from agent.architectures.architecture import log_scaled
 from agent.architectures.network import Mlp
-from agent.baselines.rule import least, load
+from agent.rule import least, load
 from sim.config import ConfigError
 from sim.observation import WINDOWS_S, Array, Observation
 from sim.types import Cluster

@@ -9,10 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from pydantic import Field, model_validator
 
-from agent.architectures import fluid
-from agent.architectures.fluid import Table
+from agent.service_plans import fluid
+from agent.service_plans.plan import Table, follow, served_by
 from agent.architectures.network import PlanNet
-from agent.baselines.rule import least
 from sim.config import ConfigError, Spec, check
 from sim.observation import WINDOW_BITS, Array, Observation
 from sim.ticks import MAX_S
@@ -49,13 +48,7 @@ class Plans:
     """Chooses a service plan and holds it; inside, the best model that is in time is taken.
 
     Each device serves one model of a plan: the first devices the largest, the last the smallest.
-    A request goes to the most accurate model that the plan serves, is worth its price and has a
-    replica predicted to be in time, and within the cap unless it is of the smallest model served.
-    Of several the one with the earliest predicted finish is taken. If there is none, it goes to
-    the smallest model of the cluster if that is in time, late to the smallest that the plan
-    serves, or late to the smallest of the cluster. Another model than the plan's takes turns with
-    the plan's for as long as its requests last, and costs all of them their time: where the
-    smallest of the cluster has to help, the last device that can does.
+    `follow` says how a request is routed inside a plan.
     """
 
     name = "plans"
@@ -123,31 +116,7 @@ class Plans:
 
     def act(self, choice: Int[Array, ""], observation: Observation) -> Int[Array, ""]:
         """See the class."""
-        xp, cluster = observation.xp, observation.cluster
-        table = self.table(cluster)
-        model, price, cap = (xp.asarray(column)[choice] for column in table)
-        model_of, device_of = cluster.replica_model, cluster.replica_device
-        served = (model[device_of] == model_of) & observation.mask
-        base = model.min()
-        is_base = model_of == base
-        quality, inside = observation.quality, observation.inside
-        base_quality = xp.asarray(cluster.quality)[base, observation.task]
-        worth = is_base | (quality - base_quality >= price)
-        good = served & worth & (is_base | (inside < cap)) & observation.predicted_on_time
-        best = xp.where(good, quality, -1.0).max()
-        last_resort = observation.mask & (model_of == model_of.min())
-        finish_ticks = observation.predicted_finish_ticks
-        tiers = (
-            (good & (quality == best), finish_ticks),
-            (last_resort & observation.predicted_on_time, -device_of),
-            (served & is_base, finish_ticks),
-            (last_resort, finish_ticks),
-        )
-        tier, score = tiers[-1]
-        for above, its_score in reversed(tiers[:-1]):
-            there = above.any()
-            tier, score = xp.where(there, above, tier), xp.where(there, its_score, score)
-        return least(observation, score, tier)
+        return follow(self.table(observation.cluster), choice, observation)
 
 
 def _squashed(values: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -169,8 +138,7 @@ def _table(plans: tuple[PlanSpec, ...], n_devices: int, n_models: int) -> Table:
                 f"plans[{number}].shares", list(plan.shares), f"one for each of {n_models} models"
             )
         until = np.rint(np.cumsum(plan.shares[::-1]) / sum(plan.shares) * n_devices)
-        rank = np.searchsorted(until, np.arange(n_devices), side="right")
-        served.append(n_models - 1 - rank)
+        served.append(served_by(until, n_devices))
     return Table(
         np.array(served, np.int32),
         np.array([plan.price for plan in plans]),

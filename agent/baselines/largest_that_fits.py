@@ -1,6 +1,6 @@
 """Myopic greedy: the most accurate model that is predicted to answer in time."""
 
-from agent.baselines.rule import Rule, least, pressed
+from agent.rule import Rule, least, pressed
 from sim.observation import Array, Observation
 
 

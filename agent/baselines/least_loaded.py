@@ -1,6 +1,6 @@
 """Join the shortest queue, whatever the model."""
 
-from agent.baselines.rule import Rule, least, load
+from agent.rule import Rule, least, load
 from sim.observation import Array, Observation
 
 

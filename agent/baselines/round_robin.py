@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.baselines.rule import least
+from agent.rule import least
 from sim.observation import Array, Observation
 from sim.types import Cluster
 

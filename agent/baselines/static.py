@@ -1,6 +1,6 @@
 """Static serving: one model on every device, whatever the load; the paper's comparison."""
 
-from agent.baselines.rule import Rule, least, load
+from agent.rule import Rule, least, load
 from sim.config import ConfigError
 from sim.observation import Array, Observation
 from sim.types import Cluster

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from agent.baselines.rule import Rule, least, load
+from agent.rule import Rule, least, load
 from live.validation.play import Play, play
 from live.validation.probe import probe
 from live.validation.requests import Questions

@@ -1,7 +1,6 @@
 """Each rule on situations made by hand.
 
-Two devices host a small and a large model each: replicas 0 and 2 are small, 1 and 3 large. A step
-takes 0.1 s and 1 s; the small model's quality is 0.5, the large one's 1.
+`situations` says what the replicas are.
 """
 
 from dataclasses import replace
@@ -18,32 +17,10 @@ from agent.baselines import (
     Uniform,
 )
 from sim.config import ConfigError
-from sim.observation import Observation
 from sim.policy import SHED
-from sim.ticks import NEVER, to_ticks
+from sim.ticks import to_ticks
+from tests.agent.situations import choose, situation
 from tests.systems import make_cluster
-
-ZEROS = np.zeros(4, np.int64)
-
-
-def situation(**changes) -> Observation:
-    """An idle cluster and a request of 10 prompt tokens and at most 10 output tokens."""
-    cluster = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0], max_batch=2)
-    idle = Observation(
-        cluster=cluster, now_ticks=0, task=0, prompt_tokens=10, max_tokens=10,
-        e2e_slack_ticks=to_ticks(100), ttft_slack_ticks=NEVER, tpot_ticks=NEVER, grace_ticks=0,
-        random_bits=0, running=ZEROS, decoding=ZEROS, waiting=ZEROS, prefill_tokens=ZEROS,
-        decode_tokens=ZEROS, kv_tokens=ZEROS, kv_blocks_used=ZEROS, mask=np.ones(4, bool),
-        window_arrivals=np.zeros((4, 1), np.int64), previous_arrivals=np.zeros((4, 1), np.int64),
-        since_arrival_ticks=0, finished_requests=np.zeros(1, np.int64),
-        finished_tokens=np.zeros(1, np.int64),
-    )  # fmt: skip
-    return replace(idle, **changes)
-
-
-def choose(policy, observation: Observation) -> int:
-    return int(policy.decide(policy.init(observation.cluster), observation)[0])
-
 
 RULES = [Uniform(), RoundRobin(), LeastLoaded(), LargestThatFits(), ConservativeGreedy()]
 

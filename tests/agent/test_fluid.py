@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.architectures import Plans, fluid
+from agent.architectures import Plans
+from agent.service_plans import fluid
 from agent.architectures.network import PlanNet
 from agent.checkpoint import Trained
 from agent.learned import Held, Learned

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs pip install -e '.[live]'")
 
-from agent.baselines.rule import Rule, least
+from agent.rule import Rule, least
 from live.backend import Json
 from live.call import Call
 from live.decider import Decider

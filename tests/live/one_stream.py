@@ -12,7 +12,7 @@ import numpy as np
 
 from live.backend import Delta, Progress
 from live.ledger import Ledger
-from sim.cluster import _Run
+from sim.cluster import Run
 from sim.observation import Observation
 from sim.replica import Replica
 from sim.ticks import NEVER
@@ -130,7 +130,7 @@ class _Twice:
     def __init__(self, of_simulator: Any, of_ledger: Any) -> None:
         self.policies = of_simulator, of_ledger
         self.compared: Compared
-        self.run: _Run
+        self.run: Run
         self.index = 0
 
     def init(self, cluster: Cluster) -> Any:
@@ -188,7 +188,7 @@ def compare(
     for account in ledger.accounts.values():
         account.alive = True
     policy = _Twice(of_simulator, of_ledger or of_simulator)
-    run = _Run(cluster, workload, bounds, policy, seed, record_steps=False)
+    run = Run(cluster, workload, bounds, policy, seed, record_steps=False)
     policy.run, policy.compared = run, Compared(None, ledger)  # type: ignore[arg-type]
     books = _Books(ledger, policy.compared.seen)
     for name, replica in zip(names, run.replicas, strict=True):

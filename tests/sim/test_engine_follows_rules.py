@@ -19,7 +19,7 @@ from agent.baselines import (
     Static,
     Uniform,
 )
-from agent.baselines.rule import Rule
+from agent.rule import Rule
 from sim.cluster import simulate
 from sim.observation import Observation
 from sim.policy import Policy

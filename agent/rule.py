@@ -5,7 +5,8 @@ from typing import Any
 
 from jaxtyping import Bool, Int, Num
 
-from sim.observation import Array, Observation
+from sim.config import ConfigError
+from sim.observation import WINDOWS_S, Array, Observation
 from sim.policy import SHED
 from sim.types import Cluster
 
@@ -49,6 +50,30 @@ def load(observation: Observation) -> Int[Array, " R"]:
     return on_device * (1 + inside.sum()) + inside
 
 
+def serve_from(observation: Observation, model: Int[Array, ""]) -> Int[Array, ""]:
+    """The least loaded replica of a model; of any where none of its own is allowed."""
+    own = observation.mask & (observation.cluster.replica_model == model)
+    return least(observation, load(observation), own | (observation.mask & ~own.any()))
+
+
 def pressed(observation: Observation) -> Int[Array, ""]:
     """The choice where no replica is predicted to be in time: the earliest predicted finish."""
     return least(observation, observation.predicted_finish_ticks, observation.mask)
+
+
+def tightest(observation: Observation) -> Int[Array, ""]:
+    """Ticks from now to the first of the request's bounds on its last and first token; ≥ 1."""
+    xp = observation.xp
+    first = xp.minimum(observation.e2e_slack_ticks, observation.ttft_slack_ticks)
+    return xp.maximum(first, 1)
+
+
+def scale_of(window_s: float) -> int:
+    """Which of the estimates of the arrival rate is over so many seconds.
+
+    Raises:
+        ConfigError: if none is.
+    """
+    if window_s not in WINDOWS_S:
+        raise ConfigError("policy.window_s", window_s, f"one of {', '.join(map(str, WINDOWS_S))}")
+    return WINDOWS_S.index(window_s)

@@ -3,23 +3,14 @@
 P plans, D devices, M models, R replicas, T tasks, S time scales.
 """
 
-from typing import NamedTuple
-
 from jaxtyping import Bool, Float, Int
 
+from agent.service_plans.plan import Table
 from sim.observation import Array, Observation
 from sim.ticks import TICKS_PER_S
 
 PRIOR = 8  # requests that decode
 HEADROOM = 0.92  # share of a device's capacity that it is to be loaded with at the most
-
-
-class Table(NamedTuple):
-    """The plans of a cluster."""
-
-    model: Int[Array, "P D"]  # that each device serves
-    price: Float[Array, " P"]  # least gain in quality over the smallest model served
-    cap: Int[Array, " P"]  # requests inside one of a larger model, from which it is passed over
 
 
 def capacity_rps(observation: Observation) -> Float[Array, " M"]:
@@ -47,6 +38,23 @@ def capacity_rps(observation: Observation) -> Float[Array, " M"]:
     rate_rps = tokens / (prompt + output) * TICKS_PER_S / step
     of_model = model == xp.arange(len(cluster.models))[:, None]
     return xp.max(xp.where(of_model, rate_rps, 0.0), axis=1)
+
+
+def alone_s(observation: Observation) -> Float[Array, " M"]:
+    """Time that a request like this one takes of each model with a device to itself.
+
+    Infinite for a model that has no replica.
+    """
+    xp, cluster = observation.xp, observation.cluster
+    cost, model, prompt = cluster.coefficients, cluster.replica_model, observation.prompt_tokens
+    output = observation.expected_output_tokens
+    fixed = cost.host_ticks + cost.sequence_ticks
+    decode = fixed + cluster.tokens_ticks[model, 1] + cost.kv_token_ticks * (prompt + output / 2)
+    chunk = xp.minimum(prompt, cluster.token_budget)
+    prefill = fixed + cost.prompt_ticks + cluster.tokens_ticks[model, chunk]
+    ticks = prefill * xp.ceil(prompt / cluster.token_budget) + (output - 1) * decode
+    of_model = model == xp.arange(len(cluster.models))[:, None]
+    return xp.min(xp.where(of_model, ticks / TICKS_PER_S, xp.inf), axis=1)
 
 
 def prospects(

@@ -1,0 +1,209 @@
+"""The command `python -m agent.gather FOLDER`: a sweep as one table, with plots, as HTML and CSV.
+
+FOLDER is that of a sweep of `agent.train` or `agent.evaluate`. With `--utilities hard soft …` every
+checkpoint that the sweep trained is evaluated under each of these utilities first, on the same
+workloads (`--experiment`): routers that were trained for another reward are told apart by what they
+are scored by.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from rich.console import Console
+from rich.table import Table
+
+from agent.plots import WIDTH
+from agent.sweep import RECORD, JobRecord
+from sim.files import whole
+from sim.report import SERIES, Section, Value, drawn, figure, percent, table, write_page
+
+EVALUATIONS = "utilities"  # the folder of those that `--utilities` asks for
+
+
+@dataclass
+class Job:
+    """A job of a sweep and what it measured, as shares of peak by name."""
+
+    name: str
+    folder: Path
+    record: JobRecord
+    measured: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def status(self) -> str:
+        """What became of it, in words."""
+        record = self.record
+        if record.status == "running":
+            return "killed, or not at its end yet"
+        return f"failed: {record.reason}" if record.status == "failed" else "done"
+
+
+def read(folder: Path) -> list[Job]:
+    """The jobs of a sweep, by name.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    jobs = []
+    for file in sorted(folder.rglob(RECORD)):
+        record = JobRecord.model_validate_json(file.read_bytes())
+        name = " ".join(record.overrides) or file.parent.name
+        job = Job(name, file.parent, record)
+        if record.status == "done":
+            job.measured = _measured(job)
+        jobs.append(job)
+    if not jobs:
+        raise FileNotFoundError(f"{folder}: no job of a sweep below it has a {RECORD}")
+    return jobs
+
+
+def _measured(job: Job) -> dict[str, float]:
+    if job.record.program == "agent.train":
+        kept = json.loads((job.folder / "checkpoint" / "config.json").read_text("utf-8"))
+        return {"validation": float(kept["performance"])}
+    return means(json.loads((job.folder / "results.json").read_text("utf-8")))
+
+
+def means(results: Mapping[str, Any]) -> dict[str, float]:
+    """Mean performance over the cells of an evaluation, by policy."""
+    earned: dict[str, list[float]] = {}
+    for standing in results["standings"]:
+        earned.setdefault(standing["policy"], []).append(standing["performance"]["value"])
+    return {policy: fmean(values) for policy, values in earned.items()}
+
+
+def evaluate(
+    jobs: Sequence[Job], folder: Path, utilities: Sequence[str], experiment: str
+) -> None:
+    """Evaluate every checkpoint of the sweep under each utility, and add it to what was measured.
+
+    Raises:
+        CalledProcessError: if an evaluation fails.
+    """
+    trained = {
+        f"job {number}": job
+        for number, job in enumerate(jobs)
+        if job.record.program == "agent.train" and job.record.status == "done"
+    }
+    if not trained:
+        return
+    policies = ", ".join(
+        f"{{policy: learned, label: '{label}', settings: {{checkpoint: '{job.folder}/checkpoint'}}}}"
+        for label, job in trained.items()
+    )
+    for utility in utilities:
+        own = folder / EVALUATIONS / utility
+        command = [
+            sys.executable, "-m", "agent.evaluate", f"experiment={experiment}",
+            f"utility={utility}", f"policies=[{policies}]", f"output_dir={own}", f"name={utility}",
+        ]  # fmt: skip
+        subprocess.run(command, check=True)
+        found = means(json.loads((own / "results.json").read_text("utf-8")))
+        for label, job in trained.items():
+            job.measured[utility] = found[label]
+
+
+def columns_of(jobs: Sequence[Job]) -> list[str]:
+    """What was measured of any job, in the order in which it first occurs."""
+    return list(dict.fromkeys(name for job in jobs for name in job.measured))
+
+
+def write(jobs: Sequence[Job], folder: Path) -> Path:
+    """Write `gathered.json`, `gathered.csv` and the page, whose path is returned."""
+    columns = columns_of(jobs)
+    rows = [
+        {"job": job.name, "status": job.status, **{c: job.measured.get(c) for c in columns}}
+        for job in jobs
+    ]
+    with whole(folder / "gathered.json") as draft:
+        draft.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", "utf-8")
+    with whole(folder / "gathered.csv") as draft:
+        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), draft)
+    page = folder / "gathered.html"
+    counts = Counter(job.record.status for job in jobs)
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    cells: list[list[Value | str]] = [
+        [job.name, job.status, *(_percent(job.measured.get(c)) for c in columns)] for job in jobs
+    ]
+    parts = [table(["job", "status", *columns], cells, "Utility earned in % of peak.")]
+    if columns:
+        parts.insert(
+            0,
+            figure(
+                dots(jobs, columns), "Utility earned in % of peak, job by job.",
+                "Utility earned by each job",
+            ),
+        )  # fmt: skip
+    write_page(
+        page, title=f"Sweep: {folder.name}", kicker=f"{len(jobs)} jobs", verdict=f"{told}.",
+        sections=[Section("Jobs", parts)],
+    )  # fmt: skip
+    return page
+
+
+@drawn
+def dots(jobs: Sequence[Job], columns: Sequence[str]) -> Figure:
+    """A row for each job, a colour for each thing measured."""
+    figure = Figure(figsize=(WIDTH, 0.32 * len(jobs) + 1.0))
+    axes = figure.subplots()
+    for number, column in enumerate(columns):
+        at = [row for row, job in enumerate(jobs) if column in job.measured]
+        axes.plot(
+            [jobs[row].measured[column] for row in at], at, "o", markersize=5, label=column,
+            color=SERIES[number % len(SERIES)][0],
+        )  # fmt: skip
+    axes.set_yticks(range(len(jobs)), [job.name for job in jobs], fontsize=8)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.legend(loc="best")
+    return figure
+
+
+def shown(jobs: Sequence[Job]) -> Table:
+    """The table of the terminal."""
+    columns = columns_of(jobs)
+    found = Table(title="utility earned, % of peak", title_justify="left", box=None)
+    for name in ("job", "status", *columns):
+        found.add_column(name, justify="right" if name in columns else "left", overflow="fold")
+    for job in jobs:
+        found.add_row(job.name, job.status, *(_percent(job.measured.get(c)) for c in columns))
+    return found
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else str(percent(share))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Gather a sweep; status 1 if a job of it is not done."""
+    parser = argparse.ArgumentParser(prog="agent.gather", description=__doc__)
+    parser.add_argument("folder", type=Path, help="hydra.sweep.dir of the sweep")
+    parser.add_argument("--utilities", nargs="*", default=[], help="names in conf/utility")
+    parser.add_argument("--experiment", default="quick", help="what checkpoints are evaluated on")
+    given = parser.parse_args(arguments)
+    console = Console()
+    try:
+        jobs = read(given.folder)
+        evaluate(jobs, given.folder, given.utilities, given.experiment)
+        page = write(jobs, given.folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        sys.exit(f"refused: {error}")
+    console.print(shown(jobs))
+    console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
+    sys.exit(int(any(job.record.status != "done" for job in jobs)))
+
+
+if __name__ == "__main__":
+    main()
