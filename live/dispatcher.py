@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool
@@ -19,6 +18,7 @@ from live.backend import Backend, Job, Progress
 from live.call import Call, End, Incoming, Prediction, RefusalError, broken, ticks
 from live.decider import Decider, Decision, Fault, pinned
 from live.ledger import Foreign, Ledger
+from live.records.records import Records
 from live.servers.scrape import Scraped
 from sim.observation import WINDOW_BITS, Observation, fits_alone
 from sim.policy import SHED
@@ -54,39 +54,6 @@ class Limits:
 
     attempts: int  # of a request, the first included
     inflight: int  # requests inside at once
-
-
-class Records(Protocol):
-    """Who is told of everything that happens, for metrics and logs; nothing here may fail."""
-
-    def arrived(self, call: Call) -> None:
-        """A request came in."""
-
-    def decided(
-        self, call: Call, observation: Observation, decision: Decision, shadow: Decision | None
-    ) -> None:
-        """It was decided where it goes, and where the shadow would have sent it."""
-
-    def sent(self, call: Call) -> None:
-        """It went to `call.replica`."""
-
-    def failed(self, call: Call, reason: str) -> None:
-        """`call.replica` failed it."""
-
-    def ended(self, call: Call) -> None:
-        """It came to `call.end`."""
-
-    def fault(self, role: str, fault: Fault, reason: str) -> None:
-        """The active or the shadow policy failed."""
-
-    def up(self, replica: str) -> None:
-        """A replica takes jobs."""
-
-    def down(self, replica: str, reason: str) -> None:
-        """A replica takes none."""
-
-    def stepped(self, replica: str, progress: Progress) -> None:
-        """A step took effect."""
 
 
 class Dispatcher:

@@ -26,9 +26,10 @@ from live.limit import TimeLimit
 from live.records import logs
 from live.records.decision_log import DecisionLog
 from live.records.drift import DriftLimits
-from live.records.fanout import DriftWatch, Fanout, Sink
+from live.records.fanout import DriftWatch, Fanout
 from live.records.gauges import Gauges
 from live.records.metrics import Metrics
+from live.records.records import Records
 from live.servers.merge import Merge
 from live.servers.spec import ServerSpec
 from live.workers.tokenizer import Tokenizer
@@ -60,7 +61,7 @@ class Service:
             DriftLimits(spec.drift.threshold, spec.drift.requests, spec.drift.memory),
             first.replicas,
         )
-        sinks: dict[str, Sink] = {"metrics": metrics, "journal": logs.Journal(), "drift": drift}
+        sinks: dict[str, Records] = {"metrics": metrics, "journal": logs.Journal(), "drift": drift}
         self._decisions: DecisionLog | None = None
         if spec.log.decisions is not None:
             self._decisions = DecisionLog(spec.log.decisions, spec.log.decisions_bytes)

@@ -15,7 +15,7 @@ from live.decider import Decider, Decision
 from live.deployment import Plan
 from live.dispatcher import Fleet
 from live.records.decision_lines import decision_line, header_line
-from live.records.fanout import Sink
+from live.records.records import Records
 from sim.config import ConfigError
 from sim.observation import Observation
 
@@ -25,7 +25,7 @@ KEPT = 10_000  # lines that wait to be written, about 1.5 kB each
 PAUSE_S = 0.1  # between two visits of the writer
 
 
-class DecisionLog(Sink):
+class DecisionLog(Records):
     """A file of decisions, with those that it was before it grew too large: `<path>.1` and on."""
 
     def __init__(self, path: str, limit_bytes: int) -> None:

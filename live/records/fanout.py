@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from live.backend import Progress
 from live.call import Call, End, RefusalError
 from live.decider import Decision, Fault
-from live.dispatcher import Records
 from live.records.drift import DriftLimits, ReplicaDrift
+from live.records.records import Records
 from sim.observation import Observation
 
 _log = logging.getLogger(__name__)
@@ -18,50 +18,17 @@ _HAPPENINGS = (
 )  # fmt: skip
 
 
-class Sink:
-    """Records that keep nothing: a base for those that keep some of it."""
-
-    def arrived(self, call: Call) -> None:
-        """As of `Records`, like all below."""
-
-    def decided(
-        self, call: Call, observation: Observation, decision: Decision, shadow: Decision | None
-    ) -> None:
-        """See above."""
-
-    def sent(self, call: Call) -> None:
-        """See above."""
-
-    def failed(self, call: Call, reason: str) -> None:
-        """See above."""
-
-    def ended(self, call: Call) -> None:
-        """See above."""
-
-    def fault(self, role: str, fault: Fault, reason: str) -> None:
-        """See above."""
-
-    def up(self, replica: str) -> None:
-        """See above."""
-
-    def down(self, replica: str, reason: str) -> None:
-        """See above."""
-
-    def stepped(self, replica: str, progress: Progress) -> None:
-        """See above."""
-
-
 class Fanout(Records):
     """Tells every sink what it wants to hear; one that fails is counted, and told of once."""
 
-    def __init__(self, sinks: Mapping[str, Sink]) -> None:
+    def __init__(self, sinks: Mapping[str, Records]) -> None:
         """`sinks` by the name under which their failures are counted."""
         self.failures: Counter[str] = Counter(dict.fromkeys(sinks, 0))
         self._listeners = {
             what: [
                 (name, getattr(sink, what))
                 for name, sink in sinks.items()
-                if getattr(type(sink), what) is not getattr(Sink, what)
+                if getattr(type(sink), what) is not getattr(Records, what)
             ]
             for what in _HAPPENINGS
         }
@@ -114,7 +81,7 @@ class Fanout(Records):
                     _log.exception("%s failed at %r; further failures are counted", name, what)
 
 
-class DriftWatch(Sink):
+class DriftWatch(Records):
     """Compares the times that were predicted for answers with those that they took."""
 
     def __init__(self, limits: DriftLimits, replicas: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from live.call import Call, RefusalError
 from live.decider import Fault
-from live.records.fanout import Sink
+from live.records.records import Records
 
 _FIELDS = "fields"  # of a record, where they are
 
@@ -48,7 +48,7 @@ def note(logger: logging.Logger, event: str, level: int = logging.INFO, **fields
         logger.log(level, event, extra={_FIELDS: fields})
 
 
-class Journal(Sink):
+class Journal(Records):
     """A line for the end of each request, and for whatever befalls replicas and policies."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 
 from live.call import Call, End, RefusalError
 from live.decider import Decision, Fault
-from live.records.fanout import Sink
+from live.records.records import Records
 from sim.observation import Observation
 from sim.policy import SHED
 
@@ -22,7 +22,7 @@ SHORT_TIMES_S = (0.00005, 0.0001, 0.0002, 0.0005, *TIMES_S)
 RATIOS = (0.25, 0.5, 0.67, 0.8, 0.9, 0.95, 1, 1.05, 1.1, 1.25, 1.5, 2, 4)
 
 
-class Metrics(Sink):
+class Metrics(Records):
     """Counters and histograms of requests."""
 
     def __init__(self) -> None:

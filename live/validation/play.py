@@ -15,7 +15,7 @@ from live.dispatcher import Dispatcher, Fleet, Limits
 from live.ledger import Ledger
 from live.limit import TimeLimit
 from live.load import send_on_time
-from live.records.fanout import Sink
+from live.records.records import Records
 from live.validation.recording import outcome_of
 from live.validation.requests import Question
 from live.validation.steps import RealSteps
@@ -49,7 +49,7 @@ class Played:
     steps: RealSteps
 
 
-class _Records(Sink):
+class _Records(Records):
     """Hears from the dispatcher, and keeps what no `Call` has."""
 
     def __init__(self, count: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from jaxtyping import Int
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -49,6 +50,7 @@ class Stage:
     policies: Mapping[str, PolicyConfig]
     scenes: tuple[Scene, ...]
     gap_s: float  # between steps, that is in the bundle's step times
+    gateway_s: float  # to observe, decide and send, that is in the cluster's `overhead_s`
     doubts: Mapping[str, str]  # by policy: why it may not suit the cluster
 
     @cached_property
@@ -126,7 +128,7 @@ def set_stage(
         draw_scene(spec, cluster, questions, load, load * largest_rps, spec.seed + number)
         for number, load in enumerate(spec.loads)
     )
-    return Stage(spec, bundle, cluster, policies, scenes, gap_s, doubts)
+    return Stage(spec, bundle, cluster, policies, scenes, gap_s, found.gateway_s, doubts)
 
 
 class Ready:
@@ -250,7 +252,8 @@ def _live(stage: Stage, scene: Scene, label: str, recording: Recording) -> LiveR
     gap = stage.gap_s if found is None else found
     as_slow = at_pace(stage.steps_alone, own_pace, gap)
     # the first step after an idle time has the gap as well, as in `set_stage`
-    overhead_s = max(to_seconds(cluster.overhead_ticks) + stage.gap_s - gap, 0.0)
+    more_s = float(np.median(recording.gateway_s)) - stage.gateway_s + stage.gap_s - gap
+    overhead_s = max(to_seconds(cluster.overhead_ticks) + more_s, 0.0)
     spec = stage.spec.cluster.model_copy(update={"overhead_s": overhead_s})
     slow_cluster = build_cluster(spec, as_slow, stage.spec.tasks.names)
     return LiveRun(

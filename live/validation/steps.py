@@ -41,6 +41,10 @@ class RealSteps:
     def __len__(self) -> int:
         return len(self.step_s)
 
+    def where(self, which: Bool[np.ndarray, " S"]) -> "RealSteps":
+        """Some of the steps."""
+        return replace(self, **{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
     @classmethod
     def of(cls, rows: list[RealStep]) -> "RealSteps":
         """The columns of some steps."""

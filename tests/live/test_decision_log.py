@@ -20,7 +20,7 @@ pytest.importorskip("torch")
 from live.records import decision_log
 from live.records.decision_lines import Decisions, LogError, restored
 from live.records.decision_log import DecisionLog, LogFile
-from live.records.fanout import Sink
+from live.records.records import Records
 from sim.config import ConfigError
 from sim.observation import Observation
 from sim.types import Cluster
@@ -33,7 +33,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
-class Witness(Sink):
+class Witness(Records):
     """Keeps what is decided, copied."""
 
     def __init__(self):

@@ -8,8 +8,9 @@ import pytest
 
 from live.call import RefusalError
 from live.records.drift import DriftLimits
-from live.records.fanout import DriftWatch, Fanout, Sink
+from live.records.fanout import DriftWatch, Fanout
 from live.records.logs import Journal, configure, note
+from live.records.records import Records
 from tests.live.scripted import Stage, incoming
 from tests.live.test_dispatcher import PLACEMENT, To, refusal
 from tests.systems import make_cluster
@@ -17,7 +18,7 @@ from tests.systems import make_cluster
 SECRET = "what the client said"
 
 
-class Broken(Sink):
+class Broken(Records):
     """Fails at everything it is told."""
 
     def ended(self, call):
@@ -27,7 +28,7 @@ class Broken(Sink):
         raise OSError("disk full")
 
 
-class Heard(Sink):
+class Heard(Records):
     def __init__(self):
         self.ends = []
 
@@ -68,7 +69,7 @@ def test_a_sink_hears_of_everything_it_has_an_ear_for():
         return lambda self, *what: told.append(name)
 
     names = ("arrived", "decided", "sent", "failed", "ended", "fault", "up", "down", "stepped")
-    sink = type("Ear", (Sink,), {name: ear(name) for name in names})()
+    sink = type("Ear", (Records,), {name: ear(name) for name in names})()
 
     class Wrong(To):
         def decide(self, state, observation):
