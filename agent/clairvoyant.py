@@ -121,8 +121,12 @@ def _kinds(cluster: Cluster) -> tuple[list[dict[int, int]], Int64[np.ndarray, " 
             tuple(
                 int(column[r])
                 for column in (
-                    cluster.replica_model, cluster.max_batch, cluster.token_budget,
-                    cluster.max_context, cluster.block_tokens, cluster.kv_blocks,
+                    cluster.replica_model,
+                    cluster.max_batch,
+                    cluster.token_budget,
+                    cluster.max_context,
+                    cluster.block_tokens,
+                    cluster.kv_blocks,
                 )
             )
             for r in on_it
@@ -213,20 +217,17 @@ def _options(
                 in_time &= overhead + prefill + decode <= e2e + level
                 in_time &= decode <= (tpot + level) * np.maximum(later, 1)
                 (who,) = np.nonzero(in_time & (quality * factor > miss_penalty))
-                parts.append(
-                    (
-                        who, np.full(len(who), kind), (quality * factor)[who], release[who],
-                        (arrival + e2e + level)[who], prefill[who], prefill_charge[who],
-                        most_of_chunk[np.minimum(prompt, budget).astype(int) - 1][who],
-                        decode[who], decode_charge[who],
-                        decode_rate[who],
-                    )  # fmt: skip
-                )
+                rate = most_of_chunk[np.minimum(prompt, budget).astype(int) - 1]
+                columns = (
+                    quality * factor, release, arrival + e2e + level, prefill, prefill_charge,
+                    rate, decode, decode_charge, decode_rate,
+                )  # fmt: skip
+                parts.append((who, np.full(len(who), kind), *(column[who] for column in columns)))
     if not parts:
-        nothing = [np.zeros(0)] * 11
-        return _Options(*nothing[:5], _Part(*nothing[5:8]), _Part(*nothing[8:]))
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return _Options(*columns[:5], _Part(*columns[5:8]), _Part(*columns[8:]))
+        parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), *[np.zeros(0)] * 9)]
+    who, of_kind, *numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
+    utility, released, due = numbers[:3]
+    return _Options(who, of_kind, utility, released, due, _Part(*numbers[3:6]), _Part(*numbers[6:]))
 
 
 def _may_preempt(
@@ -274,7 +275,10 @@ def _loads(
 
     There is a row for each interval and kind of device that may be overloaded.
     """
-    rows, columns, values, limits = [], [], [], []
+    rows: list[np.ndarray] = []
+    columns: list[np.ndarray] = []
+    values: list[np.ndarray] = []
+    limits: list[float] = []
     for begin, end in zip(begins, ends, strict=True):
         near = np.flatnonzero((options.release_s < end) & (options.due_s > begin))
         before = np.maximum(begin - options.release_s[near], 0.0)
@@ -304,4 +308,5 @@ def _done(
     """Most that is charged in so much time at one end of a request's way."""
     in_first = np.minimum(np.minimum(time_s, first.alone_s) * first.rate, first.charge_s)
     beyond = np.minimum(time_s, 1e9) - np.minimum(time_s, first.alone_s)
-    return in_first + np.minimum(beyond * then.rate, then.charge_s)
+    done: Float64[np.ndarray, " n"] = in_first + np.minimum(beyond * then.rate, then.charge_s)
+    return done

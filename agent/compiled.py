@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64
 
-from agent.rule import Rule
 from agent.learned import unsound
+from agent.rule import Rule
 from sim.observation import Array, Observation, idle
 from sim.policy import SHED, Basis, HoldingPolicy, Policy, State, ValuingPolicy
 from sim.types import Cluster

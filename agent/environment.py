@@ -38,11 +38,12 @@ class EnvironmentSpec(Spec):
     utility: UtilitySpec
 
 
-class Routing(gymnasium.Env[Seen, np.int64]):
+class Routing(gymnasium.Env[Seen, np.int64]):  # type: ignore[misc]  # no types without the extra
     """One episode is one drawn workload; one step is the decision on one request.
 
     Observations are those of the architecture `replicas`: `replicas` has a row of features for
-    each replica, `whole` those of the cluster and the arrivals, `mask` says which actions would be taken.
+    each replica, `whole` those of the cluster and the arrivals, `mask` says which actions would be
+    taken.
     Actions are the replicas, and as the last to shed. The reward is the utility earned since the
     decision before. When the last request has left, `info` has the `performance` of the episode,
     its utility as a share of peak.

@@ -126,12 +126,8 @@ class _World:
         if own.refusal(kind.prompt_tokens, kind.output_tokens) is not None:
             return False
         death = self.now + kind.bound_slots * small.slot_ticks
-        own.enqueue(
-            Request(
-                self.count, task, kind.prompt_tokens, kind.output_tokens, kind.output_tokens, 0,
-                death, death,
-            )  # fmt: skip
-        )
+        prompt, output = kind.prompt_tokens, kind.output_tokens
+        own.enqueue(Request(self.count, task, prompt, output, output, 0, death, death))
         self.count += 1
         return True
 
@@ -185,18 +181,21 @@ class _Device:
             chunks = [(request.index, tokens) for request, tokens in self.step.chunks]
             place = {index: n for n, index in enumerate(self.step.replica.running)}
             step = (
-                self.replicas.index(self.step.replica), self.until - now, self.step.decodes,
+                [r is self.step.replica for r in self.replicas].index(True),
+                self.until - now, self.step.decodes,
                 tuple((place[index], tokens) for index, tokens in chunks),
             )  # fmt: skip
-        inside = tuple(
-            tuple(
-                (r.task, replica.emitted(r), r.prefill_left, r.death - now)
-                for r in (*replica.running.values(), *replica.queue)
+        inside = [
+            (
+                len(replica.running),
+                *(
+                    (r.task, replica.emitted(r), r.prefill_left, r.death - now)
+                    for r in (*replica.running.values(), *replica.queue)
+                ),
             )
-            + (len(replica.running),)
             for replica in self.replicas
-        )
-        return self.last, step, inside
+        ]
+        return self.last, step, *inside
 
 
 def solve(small: Small, tolerance: float = 1e-9) -> Solution:
@@ -299,6 +298,4 @@ class Exact:
         action = xp.asarray(found.action)[here, observation.task]
         follows = xp.asarray(found.after)[here, observation.task, action]
         choice = xp.where(action < observation.cluster.n_replicas, action, SHED)
-        return choice, Place(
-            xp.asarray(follows, dtype=xp.int32), xp.asarray(now, dtype=xp.int64)
-        )
+        return choice, Place(xp.asarray(follows, dtype=xp.int32), xp.asarray(now, dtype=xp.int64))

@@ -84,9 +84,7 @@ def means(results: Mapping[str, Any]) -> dict[str, float]:
     return {policy: fmean(values) for policy, values in earned.items()}
 
 
-def evaluate(
-    jobs: Sequence[Job], folder: Path, utilities: Sequence[str], experiment: str
-) -> None:
+def evaluate(jobs: Sequence[Job], folder: Path, utilities: Sequence[str], experiment: str) -> None:
     """Evaluate every checkpoint of the sweep under each utility, and add it to what was measured.
 
     Raises:
@@ -100,7 +98,8 @@ def evaluate(
     if not trained:
         return
     policies = ", ".join(
-        f"{{policy: learned, label: '{label}', settings: {{checkpoint: '{job.folder}/checkpoint'}}}}"
+        f"{{policy: learned, label: '{label}', "
+        f"settings: {{checkpoint: '{job.folder}/checkpoint'}}}}"
         for label, job in trained.items()
     )
     for utility in utilities:
@@ -146,8 +145,10 @@ def write(jobs: Sequence[Job], folder: Path) -> Path:
                 "Utility earned by each job",
             ),
         )  # fmt: skip
+    # profiles are those of the jobs, which say so themselves
     write_page(
-        page, title=f"Sweep: {folder.name}", kicker=f"{len(jobs)} jobs", verdict=f"{told}.",
+        page, profile_kind="measured", title=f"Sweep: {folder.name}", kicker=f"{len(jobs)} jobs",
+        verdict=f"{told}.",
         sections=[Section("Jobs", parts)],
     )  # fmt: skip
     return page

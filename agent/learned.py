@@ -17,6 +17,7 @@ from sim.policy import Basis
 from sim.ticks import TICKS_PER_S, to_ticks
 from sim.types import Cluster
 
+
 class Held(NamedTuple):
     """The choice in force."""
 

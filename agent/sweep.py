@@ -1,7 +1,8 @@
 """A job of a sweep: a folder of its own, and a record of what became of it.
 
-`python -m agent.train -m …` runs a job for each combination. One that fails is recorded and does not
-end the others; the same command again runs those that are not done. `agent.gather` reads the records.
+`python -m agent.train -m …` runs a job for each combination. One that fails is recorded and does
+not end the others; the same command again runs those that are not done. `agent.gather` reads the
+records.
 """
 
 import traceback

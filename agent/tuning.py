@@ -120,7 +120,8 @@ class Tuned:
     @property
     def curve(self) -> list[float]:
         """The best score after each configuration."""
-        return np.maximum.accumulate([tried.score for tried in self.tried]).tolist()
+        best = np.maximum.accumulate([tried.score for tried in self.tried])
+        return [float(score) for score in best]
 
 
 def spread(search: Mapping[str, RangeSpec], count: int, seed: int) -> list[dict[str, JsonValue]]:

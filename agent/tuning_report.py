@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from agent.comparison import Cell
 from agent.plots import WIDTH
 from agent.tuning import Tuned, TuneSpec
+from sim.profile import load_bundle
 from sim.report import (
     SERIES,
     Section,
@@ -45,6 +46,7 @@ def write_tuning_report(
     write_page(
         path,
         title=f"Tuning: {spec.name}",
+        profile_kind=load_bundle(spec.cluster.profile).meta.kind,
         kicker=f"{spec.budget} configurations of each of {len(searches)} policies",
         verdict=f"{first.policy} earns the most: {percent(first.best.score)} of peak on average.",
         sections=[

@@ -48,7 +48,9 @@ def test_the_policy_of_the_page_is_evaluated(tmp_path):
 
 def test_every_policy_of_the_page_is_in_conf_and_the_other_way_round():
     table = PAGE[PAGE.index("| `policy=` |") : PAGE.index("`python -m agent.tune`")]
-    told = set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.splitlines() if row)))
+    told = set(
+        re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in table.splitlines() if row))
+    )
     there = {path.stem for path in (ROOT / "conf" / "policy").glob("*.yaml")}
     assert told - {"policy"} == there - {"learned", "always_large"}
 
@@ -57,7 +59,9 @@ def test_every_rule_that_has_settings_is_tuned():
     searches = read(ROOT / "conf" / "tune.yaml")["searches"]
     for path in (ROOT / "conf" / "policy").glob("*.yaml"):
         settings = read(path)
-        if path.stem.startswith(("static_small", "static_medium", "static_large", "always", "learned")):
+        if path.stem.startswith(
+            ("static_small", "static_medium", "static_large", "always", "learned")
+        ):
             continue
         wanted = set(settings) - {"_target_"}
         searched = {name.partition(".")[0] for name in searches.get(path.stem, {})}

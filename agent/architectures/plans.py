@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from pydantic import Field, model_validator
 
+from agent.architectures.network import PlanNet
 from agent.service_plans import fluid
 from agent.service_plans.plan import Table, follow, served_by
-from agent.architectures.network import PlanNet
 from sim.config import ConfigError, Spec, check
 from sim.observation import WINDOW_BITS, Array, Observation
 from sim.ticks import MAX_S

@@ -142,14 +142,16 @@ def solve(
 
     def after(values: JaxArray) -> JaxArray:
         left = jnp.maximum(backlog[:, None] - gaps, 0.0)
-        return discount * jnp.interp(left, backlog, values).mean(axis=1)
+        found: JaxArray = discount * jnp.interp(left, backlog, values).mean(axis=1)
+        return found
 
     def improve(_: int, values: JaxArray) -> JaxArray:
         later = after(values)
         then = jnp.interp(backlog[:, None] + added, backlog, later)  # [CELLS, M]
         each = jnp.where(able, reward + then[:, :, None], -jnp.inf)
         best = jnp.maximum(each.max(axis=1), later[:, None])
-        return best @ mix
+        mean: JaxArray = best @ mix
+        return mean
 
     values = jax.lax.fori_loop(0, ROUNDS, improve, jnp.zeros(CELLS))
     return after(values).astype(jnp.float32), per_cell.astype(jnp.float32)

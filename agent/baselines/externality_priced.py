@@ -14,6 +14,7 @@ from sim.config import ConfigError
 from sim.observation import Array, Observation
 from sim.policy import SHED
 
+
 class ExternalityPriced(Rule):
     """Takes the most of quality times likelihood, less both prices; sheds what is below 0.
 

@@ -78,7 +78,7 @@ class FluidLP(Holder[Shares]):
         if xp is np:
             found = solve(demand, capacity, quality, room)
         else:
-            shape = jax.ShapeDtypeStruct((len(cluster.tasks), len(cluster.models)), xp.float64)
+            shape = jax.eval_shape(xp.zeros, (len(cluster.tasks), len(cluster.models)))
             found = jax.pure_callback(
                 solve, shape, demand, capacity, quality, xp.asarray(room), vmap_method="sequential"
             )

@@ -3,7 +3,7 @@
 P plans, D devices, M models, R replicas, T tasks, S time scales.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from agent.service_plans.plan import Table
 from sim.observation import Array, Observation

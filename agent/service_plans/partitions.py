@@ -27,6 +27,4 @@ def partitions(n_devices: int, n_models: int, prices: tuple[float, ...], cap: in
         for each in prices if model.min() < model.max() else prices[:1]:
             served.append(model)
             price.append(each)
-    return Table(
-        np.array(served, np.int32), np.array(price), np.full(len(price), cap, np.int32)
-    )
+    return Table(np.array(served, np.int32), np.array(price), np.full(len(price), cap, np.int32))

@@ -21,8 +21,9 @@ SLOT_S = 0.25
 def system(placement, chance=0.3, switch_s=0.0) -> Small:
     """A small model of one slot a step and a large one of two; batches of two cost a slot more."""
     cluster = make_cluster(
-        placement, step_s=[0.0, SLOT_S], sequence_s=[SLOT_S, SLOT_S], quality=[[0.5, 0.7], [1, 0.8]],
-        tasks=("short", "long"), max_batch=2, max_queue=1, switch_s=[0.0, switch_s],
+        placement, step_s=[0.0, SLOT_S], sequence_s=[SLOT_S, SLOT_S],
+        quality=[[0.5, 0.7], [1, 0.8]], tasks=("short", "long"), max_batch=2,
+        max_queue=1, switch_s=[0.0, switch_s],
     )  # fmt: skip
     kinds = (Kind(chance / 2, 1, 1, 5), Kind(chance / 2, 1, 2, 8))
     return Small(cluster, to_ticks(SLOT_S), kinds)

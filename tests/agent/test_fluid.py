@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.architectures import Plans
-from agent.service_plans import fluid
 from agent.architectures.network import PlanNet
 from agent.checkpoint import Trained
 from agent.learned import Held, Learned
+from agent.service_plans import fluid
 from sim.deploy import ClusterSpec, build_cluster
 from sim.observation import Observation, idle
 from sim.profile import load_bundle

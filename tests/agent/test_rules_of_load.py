@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from agent.baselines import GearTable, Hysteresis, LeastLatency, PowerOfTwo, StaticMix, TaskThreshold
+from agent.baselines import (
+    GearTable,
+    Hysteresis,
+    LeastLatency,
+    PowerOfTwo,
+    StaticMix,
+    TaskThreshold,
+)
 from agent.service_plans import fluid
 from sim.config import ConfigError
 from sim.ticks import to_ticks

@@ -95,9 +95,7 @@ def test_a_backlog_is_worth_less_the_longer_it_is():
     capacity, alone = np.array([2.0, 0.2]), np.array([1.0, 10.0])
     quality = np.array([[0.5], [1.0]])
     for rate in (0.05, 1.0):
-        after, cell_s = solve_process(
-            np.array([rate]), capacity, alone, 2, 12.0, quality, 0.98
-        )
+        after, cell_s = solve_process(np.array([rate]), capacity, alone, 2, 12.0, quality, 0.98)
         assert after.shape == (CELLS,)
         assert cell_s * (CELLS - 1) == pytest.approx(24.0)
         assert (np.diff(after) <= 1e-4).all()
