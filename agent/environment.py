@@ -1,4 +1,7 @@
-"""The simulator as a Gymnasium environment: `gymnasium.make("besteffort/Routing-v0")`."""
+"""The simulator as a Gymnasium environment: `gymnasium.make("besteffort/Routing-v0")`.
+
+It is registered when this module is imported.
+"""
 
 from collections.abc import Generator, Sequence
 from typing import Any, ClassVar
@@ -136,3 +139,6 @@ def _compose(overrides: Sequence[str]) -> EnvironmentSpec:
     finally:
         Singleton.set_state(before)
     return check(EnvironmentSpec, OmegaConf.to_container(config, resolve=True), "")
+
+
+gymnasium.register("besteffort/Routing-v0", entry_point=Routing)

@@ -18,9 +18,8 @@ ELSEWHERE = (
     "comparison.py", "evaluate.py", "plots.py", "publish.py", "report.py",
     "blame.py", "credit.py", "practice.py", "reward.py", "train.py", "trainer.py", "training.py",
     "training_report.py", "dqn/",
-    "sweep.py", "gather.py", "tune.py", "tuning.py", "tuning_report.py", 
+    "sweep.py", "gather.py", "tune.py", "tuning.py", "tuning_report.py",
     "clairvoyant.py", "exact.py", "environment.py",
-    "gymnasium_plugin.py",
 )  # fmt: skip
 
 

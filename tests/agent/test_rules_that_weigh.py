@@ -107,7 +107,7 @@ def test_externality_priced_sheds_what_is_not_worth_its_price():
 
 @settings(max_examples=200)
 @given(
-    rates=st.lists(st.floats(0.1, 500), min_size=1, max_size=4),
+    rates=st.lists(st.floats(10, 500), min_size=1, max_size=4),
     small_rps=st.floats(1, 100),
     slower=st.lists(st.floats(0.05, 1), min_size=1, max_size=3),
     devices=st.integers(1, 16),
@@ -124,7 +124,7 @@ def test_the_dual_price_is_that_of_the_linear_program(rates, small_rps, slower, 
     price = dual_price(demand, capacity, quality, devices, np)
     net = np.maximum(quality - price / capacity[:, None], 0).max(axis=0)
     dual = float(devices * price + demand @ net)
-    assert dual == pytest.approx(most, rel=2e-3)  # rare tasks weigh a little more in the program
+    assert dual == pytest.approx(most, rel=1e-6)
 
 
 @pytest.mark.parametrize(
