@@ -22,6 +22,7 @@ import pyarrow.csv
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from agent.plots import WIDTH
@@ -51,21 +52,23 @@ class Job:
 
 
 def read(folder: Path) -> list[Job]:
-    """The jobs of a sweep, by name.
+    """The jobs of a sweep, each named by those of its overrides that not all of them have.
 
     Raises:
         FileNotFoundError: if there is none.
     """
+    files = sorted(folder.rglob(RECORD), key=lambda file: (len(file.parts), len(str(file)), file))
+    records = [JobRecord.model_validate_json(file.read_bytes()) for file in files]
+    if not records:
+        raise FileNotFoundError(f"{folder}: no job of a sweep below it has a {RECORD}")
+    shared = set.intersection(*(set(record.overrides) for record in records))
     jobs = []
-    for file in sorted(folder.rglob(RECORD)):
-        record = JobRecord.model_validate_json(file.read_bytes())
-        name = " ".join(record.overrides) or file.parent.name
-        job = Job(name, file.parent, record)
+    for file, record in zip(files, records, strict=True):
+        own = [text.lstrip("+") for text in record.overrides if text not in shared]
+        job = Job(" ".join(own) or file.parent.name, file.parent, record)
         if record.status == "done":
             job.measured = _measured(job)
         jobs.append(job)
-    if not jobs:
-        raise FileNotFoundError(f"{folder}: no job of a sweep below it has a {RECORD}")
     return jobs
 
 
@@ -179,7 +182,9 @@ def shown(jobs: Sequence[Job]) -> Table:
     for name in ("job", "status", *columns):
         found.add_column(name, justify="right" if name in columns else "left", overflow="fold")
     for job in jobs:
-        found.add_row(job.name, job.status, *(_percent(job.measured.get(c)) for c in columns))
+        found.add_row(
+            escape(job.name), escape(job.status), *(_percent(job.measured.get(c)) for c in columns)
+        )
     return found
 
 
