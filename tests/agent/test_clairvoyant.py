@@ -23,7 +23,7 @@ from tests.systems import make_bounds, make_cluster, make_workload
 
 REQUESTS = 5
 SHAPES = {"one": [[0, 1]], "two": [[0], [1]], "shared": [[0, 1], [0]]}
-INSTANCES = 72  # of each shape
+INSTANCES = 68  # of each shape
 
 
 class Told:
@@ -120,28 +120,29 @@ def optima(shape: str) -> np.ndarray:
     return np.array(found)
 
 
+@cache
+def bounds_of(shape: str) -> np.ndarray:
+    every = ((each.cluster, each.workload, each.bounds) for each in instances(shape))
+    return np.array([bound(*each, whole=True) for each in every])
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("whole", [False, True], ids=["split", "whole"])
-def test_no_way_to_route_earns_more_than_the_bound(shape, whole):
-    most = np.array([bound(i.cluster, i.workload, i.bounds, whole=whole) for i in instances(shape)])
-    assert (most >= optima(shape) - 1e-6).all()
+def test_no_way_to_route_earns_more_than_the_bound(shape):
+    assert (bounds_of(shape) >= optima(shape) - 1e-6).all()
+    for each, whole in zip(instances(shape)[:15], bounds_of(shape), strict=False):
+        assert bound(each.cluster, each.workload, each.bounds) >= whole - 1e-6
 
 
-def test_the_bound_is_near_the_optimum_on_average():
+def test_the_bound_is_within_three_points_of_the_optimum_on_average():
     shares = []
     for shape in SHAPES:
-        for each, optimum in zip(instances(shape), optima(shape), strict=True):
-            peak = peak_utility(each.cluster, each.workload).sum()
-            most = bound(each.cluster, each.workload, each.bounds, whole=True)
-            shares.append((most - optimum) / peak)
+        every = zip(instances(shape), bounds_of(shape), optima(shape), strict=True)
+        shares += [
+            (most - optimum) / peak_utility(each.cluster, each.workload).sum()
+            for each, most, optimum in every
+        ]
     assert len(shares) >= 200
-    assert np.mean(shares) <= 0.065
-
-
-def test_whole_requests_earn_no_more_than_split_ones():
-    for each in instances("one")[:20]:
-        split = bound(each.cluster, each.workload, each.bounds)
-        assert bound(each.cluster, each.workload, each.bounds, whole=True) <= split + 1e-6
+    assert np.mean(shares) <= 0.03
 
 
 @pytest.mark.parametrize("policy", [LargestThatFits(), LeastLoaded(), ConservativeGreedy()])
