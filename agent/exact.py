@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int, Int32, Int64
 
+from sim.cluster import take_turn
 from sim.config import ConfigError
 from sim.observation import Array, Observation
 from sim.policy import SHED
@@ -155,7 +156,7 @@ class _World:
 
 @dataclass
 class _Device:
-    """As that of the SimPy engine: replicas take turns."""
+    """A device whose steps end with a slot."""
 
     replicas: list[VllmReplica]
     last: int | None = None
@@ -163,16 +164,10 @@ class _Device:
     until: int = 0
 
     def form_step(self, now: int) -> None:
-        """The first step, in cyclic order, that is not empty."""
-        count = len(self.replicas)
-        first = 0 if self.last is None else self.last + 1
-        for position in (turn % count for turn in range(first, first + count)):
-            replica = self.replicas[position]
-            if replica.has_work():
-                step = replica.form_step(now, switches=self.last not in (None, position))
-                if step is not None:
-                    self.last, self.step, self.until = position, step, now + step.ticks
-                    return
+        """Begin the step of the replica whose turn it is, if there is one."""
+        self.last, self.step = take_turn(self.replicas, self.last, now)
+        if self.step is not None:
+            self.until = now + self.step.ticks
 
     def key(self, now: int) -> Key:
         """What the device's future depends on."""

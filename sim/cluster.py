@@ -56,6 +56,24 @@ class _At(Event):
         env.schedule(self, priority=phase, delay=delay)  # type: ignore[arg-type]
 
 
+def take_turn(
+    replicas: Sequence[Replica], last: int | None, now: int
+) -> tuple[int | None, Step | None]:
+    """The first step, in cyclic order behind the position served last, that is not empty.
+
+    And the position that has been served last by then.
+    """
+    count = len(replicas)
+    first = 0 if last is None else last + 1
+    for position in (turn % count for turn in range(first, first + count)):
+        replica = replicas[position]
+        if replica.has_work():
+            step = replica.form_step(now, switches=last not in (None, position))
+            if step is not None:
+                return position, step
+    return last, None
+
+
 class _Device:
     """One GPU: its replicas take turns, a step at a time (rule 8)."""
 
@@ -66,17 +84,9 @@ class _Device:
         self.idle: Event | None = None  # what a device without work waits for
 
     def form_step(self) -> Step | None:
-        """The first step, in cyclic order, that is not empty."""
-        count, now = len(self.replicas), int(self.env.now)
-        first = 0 if self.last is None else self.last + 1
-        for position in (turn % count for turn in range(first, first + count)):
-            replica = self.replicas[position]
-            if replica.has_work():
-                step = replica.form_step(now, switches=self.last not in (None, position))
-                if step is not None:
-                    self.last = position
-                    return step
-        return None
+        """The step of the replica whose turn it is."""
+        self.last, step = take_turn(self.replicas, self.last, int(self.env.now))
+        return step
 
     def wake(self) -> None:
         """Let an idle device form a step at this instant."""
