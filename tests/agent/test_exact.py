@@ -72,7 +72,7 @@ def interval(values: np.ndarray, blocks: int = 40) -> tuple[float, float]:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_best_policy_attains_its_value_in_the_jax_engine(name):
     found = solved(name)
-    workload, bounds = draw(found.small, 20_000, seed=5)
+    workload, bounds = draw(found.small, 40_000, seed=5)
     result = simulate_in_jax(found.small.cluster, workload, bounds, Exact(found))
     low, high = interval(utility(result, 0.0))
     assert low <= found.per_request <= high
