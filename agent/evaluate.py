@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -150,6 +151,19 @@ def compose_policies(policies: Sequence[str | PolicySpec]) -> dict[str, PolicyCo
     return configs
 
 
+@contextmanager
+def ending_with_a_reason() -> Iterator[None]:
+    """End the command, in words, where its settings are refused or it is interrupted."""
+    try:
+        yield
+    except MissingMandatoryValue as missing:
+        sys.exit(f"refused: {missing.full_key} is missing")
+    except (ConfigError, WorkloadError, TraceError, OSError) as refused:
+        sys.exit(f"refused: {refused}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: the same command goes on from the trials that have finished")
+
+
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Compare policies; in a sweep as one of its jobs."""
@@ -159,18 +173,12 @@ def main(config: DictConfig) -> None:
 def evaluate(config: DictConfig) -> None:
     """Compare policies; end with a table and the path of the report."""
     console = Console()
-    try:
+    with ending_with_a_reason():
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         spec = check(EvaluationSpec, values, "")
         meta = load_bundle(spec.cluster.profile).meta
         trials, capacities_rps = play(spec, compose_policies(spec.policies), console)
         standings = compare(trials)
-    except MissingMandatoryValue as missing:
-        sys.exit(f"refused: {missing.full_key} is missing")
-    except (ConfigError, WorkloadError, TraceError, OSError) as refused:
-        sys.exit(f"refused: {refused}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from the trials that have finished")
     origin = origin_of(spec)
     write_results(spec, trials, standings, origin)
     page = Path(spec.output_dir, "report.html")

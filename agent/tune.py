@@ -1,27 +1,24 @@
 """The command that searches the settings of rules on training workloads: `python -m agent.tune`."""
 
 import json
-import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
 from agent.comparison import cells_of, compare
-from agent.evaluate import compose_policies, origin_of
+from agent.evaluate import compose_policies, ending_with_a_reason, origin_of
 from agent.evaluation import play
 from agent.tuning import Tuned, TuneSpec, judge
 from agent.tuning_report import write_tuning_report
 from sim import command
-from sim.config import ConfigError, check
+from sim.config import check
 from sim.files import whole
 from sim.policy import PolicyWarning
-from sim.traces import TraceError
-from sim.workload import WorkloadError
 
 
 def tuning_table(searches: list[Tuned]) -> Table:
@@ -45,7 +42,7 @@ def tuning_table(searches: list[Tuned]) -> Table:
 def main(config: DictConfig) -> None:
     """Search; end with a table and the path of the report."""
     console = Console()
-    try:
+    with ending_with_a_reason():
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         spec = check(TuneSpec, values, "")
         evaluation, candidates = spec.evaluation(), spec.candidates()
@@ -53,12 +50,6 @@ def main(config: DictConfig) -> None:
             warnings.simplefilter("ignore", PolicyWarning)
             trials, _ = play(evaluation, compose_policies(evaluation.policies), console)
         standings = compare(trials)
-    except MissingMandatoryValue as missing:
-        sys.exit(f"refused: {missing.full_key} is missing")
-    except (ConfigError, WorkloadError, TraceError, OSError) as refused:
-        sys.exit(f"refused: {refused}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from the trials that have finished")
     searches = judge(candidates, standings)
     origin = origin_of(evaluation, "agent.tune")
     folder = Path(spec.output_dir)

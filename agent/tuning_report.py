@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from omegaconf import OmegaConf
 
 from agent.comparison import Cell
@@ -84,6 +84,7 @@ def curves(searches: Sequence[Tuned]) -> Figure:
         colour = SERIES[0][0]
         panel.plot(number, [tried.score for tried in search.tried], ".", markersize=3, color=colour)
         panel.step(number, search.curve, where="post", color=colour, linewidth=1.2)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_title(search.policy, fontsize=9, loc="left")
         panel.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     for panel in panels[len(searches) :]:

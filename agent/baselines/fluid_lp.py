@@ -78,7 +78,8 @@ class FluidLP(Holder[Shares]):
         if xp is np:
             found = solve(demand, capacity, quality, room)
         else:
-            shape = jax.eval_shape(xp.zeros, (len(cluster.tasks), len(cluster.models)))
+            size = (len(cluster.tasks), len(cluster.models))
+            shape = jax.eval_shape(lambda: xp.zeros(size))
             found = jax.pure_callback(
                 solve, shape, demand, capacity, quality, xp.asarray(room), vmap_method="sequential"
             )

@@ -35,8 +35,8 @@ FIDELITY_NOTE = (
 CELLS_NOTE = (
     "Utility in % of peak, real with its 95 % interval; goodput is the share of requests answered "
     "in time, real the mean of the repeats with the least and the most. At their speed: simulated "
-    "once more for each real run, with each model's step times, and the time between steps, as "
-    "they were in it."
+    "once more for each real run, with each model's step times, what a prompt adds to them, the "
+    "time between steps and the gateway's own, as they were in it."
 )
 LATENCY_NOTE = (
     "Simulated against the median of the live runs; the aim is about {held}: an error within it, "

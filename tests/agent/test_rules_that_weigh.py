@@ -77,6 +77,14 @@ def test_a_weighted_score_follows_its_weights(weights, chosen):
     assert choose(WeightedScore(**weights), situation(running=full, decoding=full)) == chosen
 
 
+def test_a_request_takes_its_own_steps_where_nobody_shares_them():
+    # ten steps of 0.1 s or 1 s on an idle replica; beside one that decodes they are there anyway
+    assert (situation().added_ticks / to_ticks(1.0)).round(6).tolist() == [1.0, 10.0] * 2
+    one = np.array([0, 1, 0, 0])
+    busy = situation(running=one, decoding=one)
+    assert (busy.added_ticks / to_ticks(1.0)).round(6).tolist() == [1.0, 0.0, 1.0, 10.0]
+
+
 def test_externality_priced_takes_the_best_where_time_is_free():
     assert choose(ExternalityPriced(), situation()) == 1
     assert choose(ExternalityPriced(), situation(e2e_slack_ticks=to_ticks(5.0))) == 0
