@@ -10,7 +10,7 @@ from scipy.stats import qmc
 
 from agent.comparison import Cell, Standing
 from agent.evaluation import EvaluationSpec, PolicySpec, ScenarioSpec
-from sim.config import Spec, check
+from sim.config import ConfigError, Spec, check
 from sim.deploy import ClusterSpec
 from sim.metrics import WindowWidth
 from sim.tasks import TasksSpec
@@ -66,16 +66,15 @@ class TuneSpec(Spec):
     n_jobs: int = Field(ge=-1)
     resume: bool
 
-    @model_validator(mode="after")
-    def _known(self) -> Self:
+    def candidates(self) -> dict[str, list[PolicySpec]]:
+        """What is tried of each policy, the configuration in conf/policy first.
+
+        Raises:
+            ConfigError: if a policy has no search.
+        """
         for policy in self.policies or ():
             if policy not in self.searches:
-                known = ", ".join(self.searches)
-                raise ValueError(f"policies: {policy} has no search; those that have: {known}")
-        return self
-
-    def candidates(self) -> dict[str, list[PolicySpec]]:
-        """What is tried of each policy, the configuration in conf/policy first."""
+                raise ConfigError("policies", policy, f"one of {', '.join(self.searches)}")
         return {
             policy: [
                 PolicySpec(policy=policy, label=f"{policy} {number}", settings=settings)
