@@ -102,8 +102,12 @@ class Branching:
     def blank(self) -> Comparisons:
         """One comparison of zeros."""
         nothing = jnp.zeros(self.spec.branches)
+        features = jax.tree.map(
+            lambda rows: jnp.zeros((len(nothing), *rows.shape[1:]), rows.dtype),
+            self.ground.no_features(),
+        )
         return Comparisons(
-            self.ground.no_features(), nothing.astype(jnp.int32), nothing.astype(bool),
+            features, nothing.astype(jnp.int32), nothing.astype(bool),
             nothing.astype(jnp.float32), jnp.float32(0),
         )  # fmt: skip
 
@@ -194,10 +198,9 @@ class Branching:
             return leaf.reshape(*moments.shape, spec.branches, *leaf.shape[1:])
 
         course: Course = jax.tree.map(to_moments, ends.policy)
-        features = jax.tree.map(lambda leaf: leaf[:, :, 0], course.features)
         arrivals = to_moments(found.arrivals)[:, :, 0].astype(jnp.float32)
         rows = Comparisons(
-            features, course.choice, course.possible, to_moments(found.outcome),
+            course.features, course.choice, course.possible, to_moments(found.outcome),
             arrivals / (arrivals + FEW),
         )  # fmt: skip
         there = jnp.sum(course.possible, axis=-1) > 1

@@ -18,6 +18,7 @@ import jax
 import jinja2
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from hydra.utils import get_object
 from pydantic import Field, JsonValue
 
 from agent import tensors
@@ -102,8 +103,8 @@ def make_architecture(config: Mapping[str, object], key: str) -> Architecture:
         ConfigError: if there is no such architecture, or it refuses a setting.
     """
     parts = (
-        "name", "schema", "hold_s", "hysteresis", "n_choices", "network", "features", "allowed",
-        "act",
+        "name", "schema", "alone", "any_models", "hold_s", "hysteresis", "n_choices", "network",
+        "features", "allowed", "act",
     )  # fmt: skip
     return cast(Architecture, build(config, key, parts))
 
@@ -182,11 +183,11 @@ class Trained(Learned):
             ConfigError: as of `load`, or if the architecture is not there or of another schema.
         """
         held = load(checkpoint)
-        architecture = make_architecture(held.spec.architecture, f"{checkpoint}/{CONFIG}")
-        seen = held.spec.architecture_schema
-        if seen != architecture.schema:
-            allowed = f"{held.kind} is of schema {architecture.schema} in this release: train again"
+        seen, now = held.spec.architecture_schema, getattr(_class_of(held.spec), "schema", None)
+        if now is not None and seen != now:  # of another one the settings may be others too
+            allowed = f"{held.kind} is of schema {now} in this release: train again"
             raise ConfigError(f"{checkpoint}/{CONFIG}: architecture_schema", seen, allowed)
+        architecture = make_architecture(held.spec.architecture, f"{checkpoint}/{CONFIG}")
         super().__init__(architecture, held.spec.models, held.params)
         self._path, self._held = checkpoint, held
 
@@ -199,18 +200,23 @@ class Trained(Learned):
         """A choice that is due to be replaced.
 
         Raises:
-            ConfigError: if the cluster has other models or tasks than the checkpoint, or the
-                architecture other weights.
+            ConfigError: if the cluster has other models or tasks than the checkpoint and the
+                architecture is for those alone, or has other weights.
 
         Warns:
-            PolicyWarning: if the cluster has another profile.
+            PolicyWarning: if the cluster has other models or tasks, or another profile.
         """
         spec = self._held.spec
         for name in ("models", "tasks"):
             offered, known = getattr(cluster, name), getattr(spec, name)
-            if offered != known:
-                allowed = f"{self._path} was trained for {', '.join(known)}"
-                raise ConfigError(name, list(offered), allowed)
+            if offered == known:
+                continue
+            told = f"{self._path} was trained for {', '.join(known)}"
+            if not self.architecture.any_models:
+                raise ConfigError(name, list(offered), told)
+            warnings.warn(
+                f"{told}, and is asked about {', '.join(offered)}", PolicyWarning, stacklevel=2
+            )
         xp = cluster.quality.__array_namespace__()
         features = self.architecture.features(xp.int32(0), idle(cluster, xp))
         network = self.architecture.network(cluster.models)
@@ -224,6 +230,14 @@ class Trained(Learned):
                 stacklevel=2,
             )
         return super().init(cluster)
+
+
+def _class_of(spec: CheckpointSpec) -> object:
+    """What a checkpoint's architecture is an instance of; None if there is no such thing."""
+    try:
+        return get_object(str(spec.architecture.get("_target_")))
+    except Exception:  # whatever importing it raises: building it says why
+        return None
 
 
 def _check_finite(weights: Tensors, where: str) -> None:

@@ -29,7 +29,7 @@ class Course(NamedTuple):
     forced_from: Int64[Array, ""]  # the tick when the order was carried out; NEVER before
     choice: Int32[Array, ""]  # the choice it came to
     possible: Bool[Array, ""]  # whether there were choices enough for that rank
-    features: Features  # what it was made on
+    features: Features  # that choice's rows of what it was made on
 
 
 class Forced(Holder[Course]):
@@ -55,7 +55,7 @@ class Forced(Holder[Course]):
         held = jax.tree.map(jnp.asarray, self._router.init(cluster))
         features, allowed = self._router.look(held, idle(cluster, jnp))
         order = Order(jnp.int32(-1), jnp.zeros(len(allowed), jnp.float32))
-        nothing = jax.tree.map(jnp.zeros_like, features)
+        nothing = jax.tree.map(lambda rows: jnp.zeros_like(rows[0]), features)
         return Course(held, order, jnp.int64(NEVER), jnp.int32(0), jnp.bool_(False), nothing)
 
     def due(self, state: Course, now_ticks: Int[Array, ""]) -> Bool[Array, ""]:
@@ -90,7 +90,7 @@ class Forced(Holder[Course]):
             choice=forced,
             possible=jnp.where(begins, enough, state.possible),
             features=jax.tree.map(
-                lambda new, old: jnp.where(begins, new, old), features, state.features
+                lambda rows, old: jnp.where(begins, rows[forced], old), features, state.features
             ),
         )
 

@@ -68,6 +68,25 @@ def tightest(observation: Observation) -> Int[Array, ""]:
     return xp.maximum(first, 1)
 
 
+def likelihood(observation: Observation, spread: float, later_ticks: Array = 0) -> Array:
+    """How likely each replica is to meet every bound of the request.
+
+    That of its tightest bound, where the time taken is that predicted times a log-logistic error:
+    1 / (1 + (predicted / allowed)^(1 / spread)). `later_ticks` are added to what is predicted.
+    """
+    xp = observation.xp
+    share = xp.zeros(len(observation.running))
+    for predicted, allowed in (
+        (observation.predicted_finish_ticks + later_ticks, observation.e2e_slack_ticks),
+        (observation.predicted_ttft_ticks + later_ticks, observation.ttft_slack_ticks),
+        (observation.predicted_round_ticks, observation.tpot_ticks),
+    ):
+        of_bound = xp.where(allowed > 0, predicted / xp.maximum(allowed, 1), xp.inf)
+        share = xp.maximum(share, of_bound)
+    # beyond a hundred times what is allowed it makes no difference
+    return 1 / (1 + xp.minimum(share, 100.0) ** (1 / spread))
+
+
 def scale_of(window_s: float) -> int:
     """Which of the estimates of the arrival rate is over so many seconds.
 

@@ -90,6 +90,9 @@ def make_loop(ground: Ground, spec: TrainSpec) -> Loop:
     if practice.kind == "play":
         environment = Practice(ground, PracticeSpec(**settings))
     else:
+        if not architecture.alone:
+            allowed = f"play: {architecture.name} cannot value a choice without the others"
+            raise ConfigError("agent.practice.kind", practice.kind, allowed)
         if practice.branches > ground.n_choices:
             allowed = f"at most the {ground.n_choices} choices that there are"
             raise ConfigError("agent.practice.branches", practice.branches, allowed)

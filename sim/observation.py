@@ -200,15 +200,24 @@ class Observation:
         slot_rounds = excess * self.expected_output_tokens // self.cluster.max_batch
         return slot_rounds * self.predicted_round_ticks
 
+    @property
+    def longer_wait_ticks(self) -> Int[Array, " R"]:
+        """Half of the time until a slot of each replica's batch is free.
+
+        Which is how much longer a request at the end of a queue should expect to wait: at exactly
+        the predicted wait a long queue settles where all miss a little.
+        """
+        return self._slot_wait_ticks >> 1
+
     @cached_property
     def _earning(self) -> Bool[Array, " R"]:
         """Whether the request is predicted to be of use to anybody from each replica.
 
         It is where no bound is missed by the grace or more, should it wait half as long again for a
-        slot: those at the edge of a long queue would all miss a little.
+        slot.
         """
         most = self.grace_ticks + (self.grace_ticks == 0)  # lateness below it earns something
-        more = self._slot_wait_ticks >> 1
+        more = self.longer_wait_ticks
         last = self.predicted_finish_ticks + more - self.e2e_slack_ticks < most
         first = self.predicted_ttft_ticks + more - self.ttft_slack_ticks < most
         return last & first & (self.predicted_round_ticks - self.tpot_ticks < most)

@@ -19,6 +19,7 @@ from sim.traces import TraceSource, has_lengths, read
 from sim.types import Workload
 
 __all__ = [
+    "AnyOfSpec",
     "SavedSpec",
     "SyntheticSpec",
     "TraceSpec",
@@ -31,6 +32,9 @@ __all__ = [
     "save",
     "validate",
 ]
+
+
+OF_ANY = 5  # random stream by which one of several workloads is drawn, next to those of its own
 
 
 class SyntheticSpec(Spec):
@@ -72,7 +76,23 @@ class SavedSpec(Spec):
     path: str
 
 
-WorkloadSpec = Annotated[SyntheticSpec | TraceSpec | SavedSpec, Field(discriminator="kind")]
+class AnyOfSpec(Spec):
+    """One of several workloads, by the seed: what there is variety of when many are drawn."""
+
+    kind: Literal["any_of"] = "any_of"
+    of: dict[str, Annotated[SyntheticSpec | TraceSpec, Field(discriminator="kind")]] = Field(
+        min_length=1
+    )
+
+    def one(self, seed: int) -> SyntheticSpec | TraceSpec:
+        """That which a seed comes to, each as likely as the others."""
+        chance = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(OF_ANY,)))
+        return list(self.of.values())[chance.integers(len(self.of))]
+
+
+WorkloadSpec = Annotated[
+    SyntheticSpec | TraceSpec | SavedSpec | AnyOfSpec, Field(discriminator="kind")
+]
 
 
 def generate(spec: WorkloadSpec, tasks_spec: TasksSpec, seed: int, max_context: int) -> Workload:
@@ -96,7 +116,9 @@ def generate(spec: WorkloadSpec, tasks_spec: TasksSpec, seed: int, max_context: 
         raise ConfigError("seed", seed, "must be ≥ 0")
     if max_context < 2:
         raise ConfigError("max_context", max_context, "must be ≥ 2: a prompt and an answer")
-    streams = np.random.SeedSequence(seed).spawn(5)
+    if isinstance(spec, AnyOfSpec):
+        return generate(spec.one(seed), tasks_spec, seed, max_context)
+    streams = np.random.SeedSequence(seed).spawn(OF_ANY)
     arrival_rng, prompt_rng, output_rng, max_rng, task_rng = map(np.random.default_rng, streams)
     provenance: dict[str, object] = {
         "workload": spec.model_dump(mode="json"),
@@ -157,7 +179,11 @@ def at_rate(spec: WorkloadSpec, rate_rps: float) -> WorkloadSpec:
         return spec.model_copy(update={"arrivals": faster})
     if isinstance(spec, TraceSpec):
         return spec.model_copy(update={"rate_rps": rate_rps, "time_scale": None})
-    raise ConfigError("workload.kind", spec.kind, "must be synthetic or trace to set a rate")
+    if isinstance(spec, AnyOfSpec):
+        return spec.model_copy(
+            update={"of": {name: at_rate(one, rate_rps) for name, one in spec.of.items()}}
+        )
+    raise ConfigError("workload.kind", spec.kind, "must not be saved to set a rate")
 
 
 def _lengths(

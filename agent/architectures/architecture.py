@@ -21,6 +21,8 @@ class Architecture(Protocol):
 
     name: str
     schema: int  # raised with every change of features or of what a choice does: ties weights
+    alone: bool  # whether each choice has a row of features of its own, by which it is valued
+    any_models: bool  # whether weights are of use for models and tasks they were not trained for
     hold_s: float  # how long a choice is held; 0: for one request
     hysteresis: float  # in value, by which another choice has to be better than the one in force
 

@@ -22,6 +22,8 @@ class Paper:
 
     name = "paper"
     schema = 2
+    alone = False
+    any_models = False
     hold_s = 0.0
     hysteresis = 0.0
 

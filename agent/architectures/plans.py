@@ -53,6 +53,8 @@ class Plans:
 
     name = "plans"
     schema = 2
+    alone = True
+    any_models = False
 
     def __init__(
         self,

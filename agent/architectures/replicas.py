@@ -45,6 +45,8 @@ class Replicas:
 
     name = "replicas"
     schema = 2
+    alone = False
+    any_models = True
     hold_s = 0.0
     hysteresis = 0.0
 

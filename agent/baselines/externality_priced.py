@@ -7,8 +7,7 @@ what it adds to their steps.
 
 from jaxtyping import Float
 
-from agent.baselines.route_balance import likelihood
-from agent.rule import Rule, least, scale_of, tightest
+from agent.rule import Rule, least, likelihood, scale_of, tightest
 from agent.service_plans import fluid
 from sim.config import ConfigError
 from sim.observation import Array, Observation

@@ -4,7 +4,7 @@ Source: RouteBalance, arXiv 2606.17949. The likelihood there is learned from pas
 is that of a predicted finish whose error is log-logistic.
 """
 
-from agent.rule import Rule, least, tightest
+from agent.rule import Rule, least, likelihood, tightest
 from sim.config import ConfigError
 from sim.observation import Array, Observation
 
@@ -46,22 +46,3 @@ class RouteBalance(Rule):
         used = xp.minimum(observation.predicted_finish_ticks / tightest(observation), 10.0)
         score = self._quality * observation.quality - (1 - self._quality) * used
         return least(observation, -score, kept)
-
-
-def likelihood(observation: Observation, spread: float) -> Array:
-    """How likely each replica is to meet every bound of the request.
-
-    That of its tightest bound, where the time taken is that predicted times a log-logistic error:
-    1 / (1 + (predicted / allowed)^(1 / spread)).
-    """
-    xp = observation.xp
-    share = xp.zeros(len(observation.running))
-    for predicted, allowed in (
-        (observation.predicted_finish_ticks, observation.e2e_slack_ticks),
-        (observation.predicted_ttft_ticks, observation.ttft_slack_ticks),
-        (observation.predicted_round_ticks, observation.tpot_ticks),
-    ):
-        of_bound = xp.where(allowed > 0, predicted / xp.maximum(allowed, 1), xp.inf)
-        share = xp.maximum(share, of_bound)
-    # beyond a hundred times what is allowed it makes no difference
-    return 1 / (1 + xp.minimum(share, 100.0) ** (1 / spread))

@@ -21,9 +21,12 @@ class Transitions(NamedTuple):
 
 
 class Comparisons(NamedTuple):
-    """B situations in which K of the choices were tried on the same future."""
+    """B situations in which K of the choices were tried on the same future.
 
-    features: Features
+    The network has to value each choice by a row of features of its own.
+    """
+
+    features: Features  # of the choices tried: a second leading axis K
     choice: Int32[Array, "B K"]
     there: Bool[Array, "B K"]  # whether there were so many choices
     outcome: Float32[Array, "B K"]  # what came of each, but for what is the same for all of them

@@ -146,7 +146,7 @@ class Loop:
 
         q_tm1 = values(params, batch.features)
         if isinstance(batch, Comparisons):
-            error = jax.vmap(comparison_errors)(q_tm1, batch.choice, batch.there, batch.outcome)
+            error = jax.vmap(comparison_errors)(q_tm1, batch.there, batch.outcome)
             weight = batch.weight[:, None]
         else:
             error = jax.vmap(double_q_error)(

@@ -28,7 +28,7 @@ def add(replay: Replay, new: Experience, there: Bool[Array, " B"]) -> Replay:
 
     Of more than there is room for, the last are kept.
     """
-    capacity = replay.rows.choice.shape[0]
+    capacity = jax.tree.leaves(replay.rows)[0].shape[0]
     place = jnp.cumsum(there, dtype=jnp.int32) - 1
     total = place[-1] + 1
     kept = there & (place >= total - capacity)

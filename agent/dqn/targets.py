@@ -27,8 +27,7 @@ def double_q_error(
 
 
 def comparison_errors(
-    q: Float32[Array, " A"],
-    choice: Int32[Array, " K"],
+    q: Float32[Array, " K"],
     there: Bool[Array, " K"],
     outcome: Float32[Array, " K"],
 ) -> Float32[Array, " K"]:
@@ -37,7 +36,7 @@ def comparison_errors(
     Only differences are learned: what the future holds for all choices alike is taken out.
     """
     count = jnp.maximum(jnp.sum(there), 1)
-    error = outcome - q[choice]
+    error = outcome - q
     mean = jnp.sum(jnp.where(there, error, 0.0)) / count
     return jnp.where(there, error - mean, 0.0)
 

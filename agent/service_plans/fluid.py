@@ -3,13 +3,15 @@
 P plans, D devices, M models, R replicas, T tasks, S time scales.
 """
 
-from jaxtyping import Bool, Float
+import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from agent.service_plans.plan import Table
 from sim.observation import Array, Observation
 from sim.ticks import TICKS_PER_S
 
 PRIOR = 8  # requests that decode
+LEVELS = 4  # of the gain for which a larger model is used
 HEADROOM = 0.92  # share of a device's capacity that it is to be loaded with at the most
 
 
@@ -100,6 +102,30 @@ def prospects(
     total = xp.maximum(rate_rps, 1e-9)
     regret = best - (gained + kept) / total
     return upper_load, base_load, regret
+
+
+def best_prospects(
+    model: Int[Array, "P D"], rate_rps: Float[Array, " S"], mix: Float[Array, " T"],
+    capacity: Float[Array, " M"], observation: Observation,
+) -> tuple[Float[Array, "P S"], Float[Array, "P S"], Float[Array, "P S"]]:  # fmt: skip
+    """As `prospects` of partitions, with the least gain for a larger model that is best at a rate.
+
+    The gains of the tasks are what there is to choose from, `LEVELS` of them at the most.
+    """
+    xp, quality = observation.xp, quality_of(observation)
+    n_plans, n_tasks = model.shape[0], quality.shape[1]
+    count = (model[:, :, None] == xp.arange(quality.shape[0])).sum(axis=1)
+    most = xp.max(xp.where((count > 0)[:, :, None], quality[None], -xp.inf), axis=1)  # [P, T]
+    gains = xp.sort(most - quality[model.min(axis=1)], axis=1)
+    levels = np.unique(np.linspace(0, n_tasks - 1, LEVELS).astype(int))
+    price = gains[:, levels]  # [P, L]
+    table = Table(
+        xp.repeat(model, len(levels), axis=0), price.reshape(-1), xp.zeros(0, dtype=xp.int32)
+    )
+    of_all = prospects(table, rate_rps, mix, capacity, observation)
+    upper, base, regret = (part.reshape(n_plans, len(levels), -1) for part in of_all)
+    best = xp.argmin(regret, axis=1)[:, None]
+    return tuple(xp.take_along_axis(part, best, axis=1)[:, 0] for part in (upper, base, regret))
 
 
 def quality_of(observation: Observation) -> Float[Array, "M T"]:

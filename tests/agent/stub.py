@@ -21,6 +21,8 @@ class Stub:
     hold_s: float = 0.0
     hysteresis: float = 0.0
     name: str = "stub"
+    alone: bool = True
+    any_models: bool = True
 
     def n_choices(self, cluster: Any) -> int:
         return 4

@@ -164,7 +164,7 @@ class Replay:
             forced, begun_at = int(sorted(range(3), key=lambda a: -values[a])[rank]), now
             held = router.hold(observation, np.int32(forced))
             if number == len(self.orders):
-                self.seen, self.chosen = features, forced
+                self.seen, self.chosen = features[forced], forced
         elif now >= held.until:
             if rank >= 0 and now < begun_at + to_ticks(SPEC.forced_s):
                 held = router.hold(observation, np.int32(forced))
@@ -226,8 +226,8 @@ def test_every_way_comes_to_what_it_comes_to_alone_in_the_other_engine():
             assert rows.choice[:3].tolist() == [way.policy.chosen for way in ways]
             expected = [outcome_of(way) for way in ways]
             np.testing.assert_allclose(rows.outcome[:3], expected, rtol=1e-6, atol=1e-7)
-            for way in ways:
-                np.testing.assert_allclose(rows.features, way.policy.seen, atol=1e-6)
+            for row, way in zip(rows.features[:3], ways, strict=True):
+                np.testing.assert_allclose(row, way.policy.seen, atol=1e-6)
                 freed += way.policy.renewed
             compared += 3
             chosen.add(tuple(rows.choice[:3].tolist()))

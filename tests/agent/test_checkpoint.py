@@ -44,6 +44,10 @@ MODELS, TASKS = (
 )
 PROFILE = "pkg://calibrate.profiles/a100-80gb-analytic"
 PAPER = {"_target_": "agent.architectures.Paper", "widths": [4]}
+GEARS = {
+    "_target_": "agent.architectures.Gears", "waits": [0.3], "starts": [0.1], "hold_s": 0.25,
+    "widths": [4],
+}  # fmt: skip
 
 
 def make_cluster(models: tuple[str, ...] = MODELS, tasks: tuple[str, ...] = TASKS) -> Cluster:
@@ -52,14 +56,16 @@ def make_cluster(models: tuple[str, ...] = MODELS, tasks: tuple[str, ...] = TASK
     )
 
 
-def make_checkpoint(seed: int = 0, **changes: object) -> Checkpoint:
+def make_checkpoint(
+    seed: int = 0, built: dict[str, object] = PAPER, **changes: object
+) -> Checkpoint:
     """A router that learned nothing."""
     cluster = make_cluster()
-    architecture = make_architecture(PAPER, "architecture")
+    architecture = make_architecture(built, "architecture")
     features = architecture.features(np.int32(0), idle(cluster, np))
     params = architecture.network(MODELS).init(jax.random.key(seed), features)
     values = {
-        "architecture": PAPER, "architecture_schema": Paper.schema, "models": MODELS,
+        "architecture": built, "architecture_schema": architecture.schema, "models": MODELS,
         "tasks": TASKS, "observation_schema": OBSERVATION_SCHEMA, "profile": "analytic, a100-80gb",
         "profile_hash": cluster.profile_hash, "rules_hash": "0" * 64, "version": "0",
         "command": "python -m agent.train agent=paper", "created": "2026-11-21", "seed": seed,
@@ -195,6 +201,22 @@ def test_weights_of_another_shape_than_the_architecture_needs_are_refused(tmp_pa
 def test_a_cluster_with_other_models_or_tasks_is_refused(folder, cluster, told):
     with pytest.raises(ConfigError, match=told):
         Trained(str(folder)).init(cluster)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "told"),
+    [
+        (make_cluster(models=MODELS[:2]), r"was trained for opt-125m, .* about opt-125m, opt-1.3b"),
+        (make_cluster(tasks=TASKS[:1]), r"was trained for piqa, .* asked about piqa"),
+    ],
+)
+def test_gears_are_for_other_models_and_tasks_too_with_a_warning(tmp_path, cluster, told):
+    save(make_checkpoint(built=GEARS), tmp_path / "gears")
+    router = Trained(str(tmp_path / "gears"))
+    with pytest.warns(PolicyWarning, match=told):
+        state = router.init(cluster)
+    action, _ = router.decide(state, idle(cluster, np))
+    assert cluster.replica_model[int(action)] == len(cluster.models) - 1
 
 
 def test_another_profile_is_warned_of(folder):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agent.architectures import Paper, Plans, Replicas
+from agent.architectures import Gears, Paper, Plans, Replicas
 from agent.baselines import ConservativeGreedy, LeastLoaded, RoundRobin, Uniform
 from agent.compiled import Compiled
 from agent.learned import Learned
@@ -24,6 +24,7 @@ CLUSTER = make_cluster(
     token_budget=16, tasks=("a", "b"),
 )  # fmt: skip
 ALONE = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0])
+GEARS = Gears([0.1, 0.5], [0.2], hold_s=0.5, widths=[32])
 SHARES = [[0, 1], [1, 2], [2, 1], [1, 0]]
 PLANS = Plans([{"shares": shares, "cap": 5} for shares in SHARES], hold_s=0.5, widths=[32])
 
@@ -43,6 +44,7 @@ POLICIES = {
     "round_robin": RoundRobin,
     "paper": lambda: learned(Paper((32, 32))),
     "plans": lambda: learned(PLANS),
+    "gears": lambda: learned(GEARS),
     "replicas": lambda: learned(Replicas([16], [16]), seed=1),
 }
 

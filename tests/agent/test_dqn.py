@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +134,22 @@ WORTH = np.array([[1, 0, -1], [-2, 0, 2], [0.5, 0.5, 2]], np.float32)  # [S, A] 
 WAYS = 4
 
 
+def shown(state: Any, choice: Any) -> Any:
+    """Features of a choice in a state."""
+    parts = jax.nn.one_hot(state, STATES), jax.nn.one_hot(choice, 3)
+    return jnp.concatenate(
+        [jnp.broadcast_to(part, (*choice.shape, 3)) for part in parts], axis=-1, dtype=jnp.float32
+    )
+
+
+class Valued(nn.Module):
+    """Values of choices, each from its own features."""
+
+    @nn.compact
+    def __call__(self, features: Any) -> Any:
+        return Mlp((16,), 1)(features)[..., 0]
+
+
 @dataclass(frozen=True)
 class Compared:
     """Tries three choices on a future that pays anything, and a fourth in vain.
@@ -143,8 +160,8 @@ class Compared:
     def blank(self) -> Comparisons:
         nothing = jnp.zeros(WAYS)
         return Comparisons(
-            jnp.zeros(STATES, jnp.float32), nothing.astype(jnp.int32), nothing.astype(bool),
-            nothing.astype(jnp.float32), jnp.float32(0),
+            jnp.zeros((WAYS, STATES + 3), jnp.float32), nothing.astype(jnp.int32),
+            nothing.astype(bool), nothing.astype(jnp.float32), jnp.float32(0),
         )  # fmt: skip
 
     def collect(self, key: Any, params: Any, epsilon: Any) -> Any:
@@ -157,16 +174,17 @@ class Compared:
         worth = jnp.asarray(WORTH)[state[:, None], choice] * (2 * weight - 1)[:, None]
         outcome = jnp.where(there, worth + future, jnp.inf)
         rows = Comparisons(
-            jax.nn.one_hot(state, STATES, dtype=jnp.float32), choice,
-            jnp.broadcast_to(there, choice.shape), outcome, weight,
+            shown(state[:, None], choice), choice, jnp.broadcast_to(there, choice.shape), outcome,
+            weight,
         )  # fmt: skip
         return rows, jnp.ones(BATCH, bool), {"score": jnp.mean(future)}
 
 
 def test_differences_in_worth_are_learned_from_comparisons_whatever_the_future_pays():
-    compared = Loop(Compared(), Mlp((16,), 3), SPEC)
+    compared = Loop(Compared(), Valued(), SPEC)
     learner, _ = program(compared.train)(jax.random.key(0))
-    learned = Mlp((16,), 3).apply(learner.params, jnp.eye(STATES, dtype=jnp.float32))
+    every = np.indices((STATES, 3))
+    learned = Valued().apply(learner.params, shown(*map(jnp.asarray, every)))
     less_mean = np.asarray(learned) - np.mean(learned, axis=1, keepdims=True)
     np.testing.assert_allclose(less_mean, WORTH - WORTH.mean(axis=1, keepdims=True), atol=0.08)
     assert not learner.diverged
@@ -185,8 +203,7 @@ def test_differences_in_worth_are_learned_from_comparisons_whatever_the_future_p
 )
 def test_errors_of_comparisons_are_less_the_mean_of_what_is_there(there, expected):
     errors = comparison_errors(
-        q=jnp.array([30.0, 10.0, 99.0, 20.0], jnp.float32) / 10,
-        choice=jnp.array([1, 3, 0, 2]),
+        q=jnp.array([1.0, 2.0, 3.0, 9.9], jnp.float32),
         there=jnp.array(there, bool),
         outcome=jnp.array([101, 104, 110, jnp.nan], jnp.float32),
     )

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.architectures import Plans
+from agent.architectures import Gears, Plans
 from agent.architectures.network import PlanNet
 from agent.checkpoint import Trained
 from agent.learned import Held, Learned
 from agent.service_plans import fluid
+from agent.service_plans.partitions import placements
+from agent.service_plans.plan import Table
 from sim.deploy import ClusterSpec, build_cluster
 from sim.observation import Observation, idle
 from sim.profile import load_bundle
@@ -83,6 +85,46 @@ def test_regret_is_what_a_plain_loop_finds_and_never_negative(rate_rps, weights,
     expected = [regret_of(plan, rate_rps, mix, room) for plan in range(len(table.price))]
     assert found == pytest.approx(np.array(expected), abs=1e-9)
     assert (found > -1e-9).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rate_rps=st.floats(0.1, 5000),
+    weights=st.lists(st.floats(0.01, 1), min_size=4, max_size=4),
+    capacity=st.lists(st.floats(1, 500), min_size=3, max_size=3),
+)
+def test_the_best_prospects_of_a_partition_are_those_at_its_best_price(rate_rps, weights, capacity):
+    mix, room = np.array(weights) / sum(weights), np.array(capacity)
+    model, rates = placements(4, len(MODELS)), np.array([rate_rps])
+    of_all = fluid.best_prospects(model, rates, mix, room, situation())
+    gains = {0.0, *(CLUSTER.quality[:, None] - CLUSTER.quality).ravel().tolist()}
+    prices = sorted(gain for gain in gains if gain >= 0)  # whatever can make a difference
+    for number, one in enumerate(model):
+        table = Table(np.array([one] * len(prices)), np.array(prices), np.array(prices))
+        regret = fluid.prospects(table, rates, mix, room, situation())[2][:, 0]
+        assert of_all[2][number, 0] == pytest.approx(regret.min(), abs=1e-9)
+
+
+def test_before_any_learning_the_gear_of_the_least_regret_is_chosen_and_those_who_wait_count():
+    gears = Gears([0.3, 0.6], [0.1], hold_s=0.1, widths=[8])
+    network = gears.network(MODELS)
+    calm, busy = situation(20), situation(640)
+    queue = replace(
+        calm, waiting=np.full(CLUSTER.n_replicas, 100), e2e_slack_ticks=np.int64(to_ticks(3.0))
+    )
+    chosen = []
+    for seen in (calm, busy, queue):
+        features = gears.features(np.int32(0), seen)
+        params = network.init(jax.random.key(0), features)
+        values = np.asarray(network.apply(params, features))
+        assert values == pytest.approx(-features[:, network.regret], abs=1e-6)
+        router = Learned(gears, MODELS, params)
+        _, held = router.decide(router.init(CLUSTER), seen)
+        assert values[int(held.choice)] == values.max()
+        chosen.append(int(held.choice))
+    assert chosen[0] == 0  # the large model alone
+    assert chosen[1] > 0
+    assert chosen[2] > 0
 
 
 def test_the_large_model_alone_loses_nothing_until_its_capacity():

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.architectures import Paper, Plans
+from agent.architectures import Gears, Paper, Plans
 from agent.learned import Explorer, Learned
 from sim import cluster as reference
 from sim.config import ConfigError
@@ -269,7 +269,7 @@ def test_chances_per_second_are_so_many_a_second_at_every_rate(hold_s):
 
 
 class Either:
-    """Two learned routers that take turns by the request's random bits: one program runs both."""
+    """Learned routers that take turns by the request's random bits: one program runs all."""
 
     name = "either"
 
@@ -284,8 +284,9 @@ class Either:
 
     def decide(self, states: Any, observation: Any) -> Any:
         decided = [r.decide(s, observation) for r, s in zip(self.routers, states, strict=True)]
-        (one, first), (other, second) = decided
-        return observation.xp.where(observation.random_bits % 2 == 0, one, other), (first, second)
+        actions, states = zip(*decided, strict=True)
+        xp = observation.xp
+        return xp.stack([xp.asarray(a) for a in actions])[observation.random_bits % 3], states
 
 
 def test_learned_routers_decide_alike_in_both_engines():
@@ -303,10 +304,11 @@ def test_learned_routers_decide_alike_in_both_engines():
     shares = [[0, 1], [1, 2], [2, 1], [1, 0]]
     plans = Plans([{"shares": s, "cap": 5} for s in shares], hold_s=0.5, widths=[32])
     routers = []
-    for seed, architecture in enumerate((Paper((32, 32)), plans)):
+    gears = Gears([0.0, 0.1], [0.0], hold_s=0.5, widths=[32])
+    for seed, architecture in enumerate((Paper((32, 32)), plans, gears)):
         network = architecture.network(cluster.models)
         seen = architecture.features(np.int32(0), idle(cluster, np))
-        params = network.init(jax.random.key(seed), seen)
+        params = network.init(jax.random.key(seed + 10), seen)
         larger = jax.tree.map(partial(jnp.multiply, 3.0), params)  # so that choices vary
         routers.append(Learned(architecture, cluster.models, larger))
     policy = Either(*routers)
@@ -316,7 +318,7 @@ def test_learned_routers_decide_alike_in_both_engines():
     quick = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     vector = quick(lambda requests: play(cluster, lambda _: policy, (), requests))(requests).replica
     assert np.mean(simpy == vector[0]) >= 0.999
-    for turn in (0, 1):  # both have had to decide
-        mine = simpy[draw_random_bits(3, count) % 2 == turn]
+    for turn in range(3):  # all have had to decide
+        mine = simpy[draw_random_bits(3, count) % 3 == turn]
         models = Counter(cluster.replica_model[mine[mine >= 0]].tolist())
         assert min(models[0], models[1]) > 20

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.baselines import ExternalityPriced, RouteBalance, SlackFit, WeightedScore
 from agent.baselines.externality_priced import dual_price
 from agent.baselines.fluid_lp import solve
-from agent.baselines.route_balance import likelihood
+from agent.rule import likelihood
 from sim.config import ConfigError
 from sim.policy import SHED
 from sim.ticks import NEVER, to_ticks

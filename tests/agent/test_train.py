@@ -287,7 +287,7 @@ def test_validation_is_on_other_requests_than_practice():
     assert not arrivals & {row.tobytes() for row in np.asarray(validation.arrival)}
 
 
-@pytest.mark.parametrize("agent", ["plans", "plans_played", "paper", "replicas"])
+@pytest.mark.parametrize("agent", ["plans", "plans_played", "gears", "paper", "replicas"])
 def test_every_agent_that_is_shipped_is_complete(agent):
     config = compose("train", overrides=[f"agent={agent}", "name=x", "pool=1"])
     spec = check(TrainSpec, OmegaConf.to_container(config, resolve=True), "")
@@ -322,6 +322,15 @@ def test_more_random_choices_than_there_are_decisions_are_refused():
     with pytest.raises(ConfigError, match=r"agent.* dqn.epsilon must be ≤ 1, a share .*, got 4"):
         make_spec("agent.dqn.epsilon=4", base=PLAYED)
     assert make_spec("agent.dqn.epsilon=4").agent.dqn.epsilon == 4  # there it is noise in value
+
+
+def test_choices_that_are_valued_together_cannot_be_compared():
+    paper = compose("train", overrides=["name=x", "agent=paper"]).agent.architecture
+    config = OmegaConf.to_container(compose("train", overrides=["name=x", *TINY[1:]]))
+    config["agent"]["architecture"] = OmegaConf.to_container(paper)
+    spec = check(TrainSpec, config, "")
+    with pytest.raises(ConfigError, match=r"agent.practice.kind = 'branch'.* paper cannot"):
+        make_loop(make_ground(spec), spec)
 
 
 def test_a_workload_of_one_draw_alone_is_refused():

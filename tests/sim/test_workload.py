@@ -14,6 +14,7 @@ from sim.lengths import Empirical, Fixed, Lognormal
 from sim.tasks import DirichletMix, TasksSpec
 from sim.ticks import TICKS_PER_S
 from sim.workload import (
+    AnyOfSpec,
     SavedSpec,
     SyntheticSpec,
     TraceSpec,
@@ -235,8 +236,27 @@ def test_a_synthetic_workload_is_set_to_a_rate():
             at_rate(SYNTHETIC, rate_rps)
 
 
+def test_any_of_several_workloads_is_one_of_them_by_the_seed():
+    slow = SYNTHETIC.model_copy(update={"duration_s": SYNTHETIC.duration_s / 2})
+    several = AnyOfSpec(of={"usual": SYNTHETIC, "slow": slow})
+    drawn = [generate(several, TASKS, seed, 2048) for seed in range(40)]
+    shorter = 0
+    for seed, workload in enumerate(drawn):
+        assert content_hash(workload) == content_hash(generate(several, TASKS, seed, 2048))
+        alone = [generate(one, TASKS, seed, 2048) for one in (SYNTHETIC, slow)]
+        assert content_hash(workload) in map(content_hash, alone)
+        shorter += content_hash(workload) == content_hash(alone[1])
+    assert 8 < shorter < 32  # each as likely as the other
+
+
+def test_any_of_several_workloads_is_set_to_a_rate():
+    several = AnyOfSpec(of={"usual": SYNTHETIC, "same": SYNTHETIC})
+    faster = generate(at_rate(several, 100), TASKS, 0, 2048)
+    assert content_hash(faster) == content_hash(generate(at_rate(SYNTHETIC, 100), TASKS, 0, 2048))
+
+
 def test_a_saved_workload_cannot_be_set_to_a_rate():
-    with pytest.raises(ConfigError, match=r"workload.kind = 'saved': must be synthetic or trace"):
+    with pytest.raises(ConfigError, match=r"workload.kind = 'saved': must not be saved"):
         at_rate(SavedSpec(path="x"), 5)
 
 
