@@ -129,6 +129,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     )  # fmt: skip
     card = environment.from_string(template).render(
         kind=checkpoint.kind,
+        any_models=getattr(_class_of(checkpoint.spec), "any_models", False),
         spec=checkpoint.spec,
         parameters=sum(w.size for w in checkpoint.weights.values()),
     )
@@ -174,7 +175,7 @@ def load(path: str) -> Checkpoint:
 
 
 class Trained(Learned):
-    """A learned router with the weights of a checkpoint, for the models and tasks they are for."""
+    """A learned router with the weights of a checkpoint, for their models and tasks, or for any."""
 
     def __init__(self, checkpoint: str) -> None:
         """`checkpoint` is a folder as of `load`.
@@ -188,6 +189,9 @@ class Trained(Learned):
             allowed = f"{held.kind} is of schema {now} in this release: train again"
             raise ConfigError(f"{checkpoint}/{CONFIG}: architecture_schema", seen, allowed)
         architecture = make_architecture(held.spec.architecture, f"{checkpoint}/{CONFIG}")
+        if seen != architecture.schema:
+            allowed = f"{held.kind} is of schema {architecture.schema} in this release: train again"
+            raise ConfigError(f"{checkpoint}/{CONFIG}: architecture_schema", seen, allowed)
         super().__init__(architecture, held.spec.models, held.params)
         self._path, self._held = checkpoint, held
 

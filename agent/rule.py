@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-from jaxtyping import Bool, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 
 from sim.config import ConfigError
 from sim.observation import WINDOWS_S, Array, Observation
@@ -68,11 +68,27 @@ def tightest(observation: Observation) -> Int[Array, ""]:
     return xp.maximum(first, 1)
 
 
-def likelihood(observation: Observation, spread: float, later_ticks: Array = 0) -> Array:
+def likelihood(observation: Observation, spread: float) -> Float[Array, " R"]:
     """How likely each replica is to meet every bound of the request.
 
     That of its tightest bound, where the time taken is that predicted times a log-logistic error:
-    1 / (1 + (predicted / allowed)^(1 / spread)). `later_ticks` are added to what is predicted.
+    1 / (1 + (predicted / allowed)^(1 / spread)).
+    """
+    return likely(share_of_bounds(observation), spread)
+
+
+def likely(share: Float[Array, " R"], spread: float) -> Float[Array, " R"]:
+    """As `likelihood`, of the share of what is allowed that is predicted to be taken."""
+    # beyond a hundred times what is allowed it makes no difference
+    return 1 / (1 + share.clip(0.0, 100.0) ** (1 / spread))
+
+
+def share_of_bounds(
+    observation: Observation, later_ticks: Int[Array, " R"] | int = 0
+) -> Float[Array, " R"]:
+    """What each replica is predicted to take of the request's bounds, of that where it is most.
+
+    `later_ticks` are added to the times predicted until the first and the last token.
     """
     xp = observation.xp
     share = xp.zeros(len(observation.running))
@@ -83,8 +99,7 @@ def likelihood(observation: Observation, spread: float, later_ticks: Array = 0) 
     ):
         of_bound = xp.where(allowed > 0, predicted / xp.maximum(allowed, 1), xp.inf)
         share = xp.maximum(share, of_bound)
-    # beyond a hundred times what is allowed it makes no difference
-    return 1 / (1 + xp.minimum(share, 100.0) ** (1 / spread))
+    return share
 
 
 def scale_of(window_s: float) -> int:

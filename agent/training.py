@@ -64,7 +64,7 @@ class TrainSpec(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.workload.kind == "saved":
-            raise ValueError("workload.kind must be synthetic or trace: a saved one has one draw")
+            raise ValueError("workload.kind must not be saved: a saved one has one draw")
         return self
 
 

@@ -209,8 +209,8 @@ class Observation:
         """
         return self._slot_wait_ticks >> 1
 
-    @cached_property
-    def _earning(self) -> Bool[Array, " R"]:
+    @property
+    def earning(self) -> Bool[Array, " R"]:
         """Whether the request is predicted to be of use to anybody from each replica.
 
         It is where no bound is missed by the grace or more, should it wait half as long again for a
@@ -229,7 +229,7 @@ class Observation:
         predictions that are too slow are found out.
         """
         idle = self.cluster.same_device @ self.inside == 0
-        masked = replace(self, mask=self.mask & (self._earning | idle))
+        masked = replace(self, mask=self.mask & (self.earning | idle))
         vars(masked).update({name: part for name, part in vars(self).items() if name != "mask"})
         return masked
 

@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Float32, Int
 from pydantic import Field
 
 from agent.architectures.network import PlanNet
-from agent.rule import tightest
+from agent.rule import share_of_bounds, tightest
 from agent.service_plans import fluid
 from agent.service_plans.partitions import gears
 from agent.service_plans.plan import Table
-from agent.service_plans.pricing import Prices, route
+from agent.service_plans.pricing import MOST, Prices, route
 from sim.config import Spec, check
 from sim.observation import WINDOW_BITS, Array, Observation
 from sim.ticks import MAX_S, TICKS_PER_S
@@ -45,8 +45,8 @@ class Gears:
 
     There is a plan for each of `gears` and each price of waiting, and for each price of a start
     with all models everywhere. `route` says how a request is routed inside a plan. Plans come from
-    the cluster, and one network values each of them by what it comes to: the same weights serve
-    clusters of any size, and any models.
+    the cluster, of which every device is taken to host every model, and one network values each of
+    them by what it comes to: the same weights serve clusters of any size, and any models.
     """
 
     name = "gears"
@@ -86,8 +86,8 @@ class Gears:
 
         Load of the larger models, load of the smallest and regret per request, at the arrival
         rates of all time scales, and with those who wait; work in the way, in requests' slack; what
-        changes against the plan held; prices. For all: load and work of the smallest and of the
-        largest model.
+        changes against the plan held; prices and sizes. For all: load and work of the smallest and
+        of the largest model.
         """
         xp, cluster = observation.xp, observation.cluster
         capacity = fluid.capacity_rps(observation)
@@ -99,7 +99,7 @@ class Gears:
         differs = xp.mean(prices.serves != prices.serves[held], axis=(1, 2))
         is_held = xp.arange(len(which)) == held
         own = [differs, is_held, prices.wait, prices.start, prices.wait - prices.wait[held]]
-        shared = _squashed(_shared(capacity, work, observation))
+        shared = fluid.squashed(_shared(capacity, work, observation))
         everywhere = xp.broadcast_to(shared, (len(which), len(shared)))
         parts = [of_placement[which], xp.stack(own, axis=1), everywhere]
         return xp.asarray(xp.concatenate(parts, axis=1), dtype=xp.float32)
@@ -133,7 +133,7 @@ class Gears:
         size = xp.concatenate([share, xp.asarray([0.5])])
         anywhere = xp.arange(len(model) + 1) == len(model)
         sizes = xp.stack([size, anywhere], axis=1)
-        parts = [_squashed(upper), _squashed(base), regret, _squashed(before), sizes]
+        parts = [fluid.squashed(upper), fluid.squashed(base), regret, fluid.squashed(before), sizes]
         return xp.concatenate(parts, axis=1)
 
     def prices(self, cluster: Cluster) -> Prices:
@@ -157,11 +157,6 @@ class Gears:
         return route(prices, choice, self._spec.help_price, self._spec.floor, observation)
 
 
-def _squashed(values: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Loads and times on a scale from 0 to 1: x / (1 + x)."""
-    return values / (1 + values)
-
-
 def _shared(
     capacity: Float[Array, " M"], work: Float[Array, " R"], observation: Observation
 ) -> Float[Array, " F"]:
@@ -172,8 +167,8 @@ def _shared(
     most_rps = xp.maximum(capacity[ends] * cluster.n_devices, 1e-9)
     load = xp.sum(observation.arrival_rate_rps, axis=1)[:, None] / most_rps
     inside = xp.sum(of_model * work, axis=1) / cluster.n_devices
-    used = observation.predicted_finish_ticks / tightest(observation)
-    soonest = xp.min(xp.where(of_model, used, xp.inf), axis=1)
+    used = share_of_bounds(observation)
+    soonest = xp.min(xp.where(of_model, xp.minimum(used, MOST), MOST), axis=1)
     slack_s = tightest(observation) / TICKS_PER_S
     return xp.concatenate([load.reshape(-1), inside, soonest, xp.stack([slack_s])])
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 import flax.linen as nn
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float32, Int
 from pydantic import Field, model_validator
 
 from agent.architectures.network import PlanNet
@@ -96,7 +96,7 @@ class Plans:
         is_held = xp.arange(len(table.price)) == held
         of_plan = xp.concatenate(
             [
-                _squashed(upper), _squashed(base), regret, _squashed(before),
+                fluid.squashed(upper), fluid.squashed(base), regret, fluid.squashed(before),
                 xp.stack([moved, is_held, xp.mean(table.model, axis=1)], axis=1),
             ],
             axis=1,
@@ -104,7 +104,7 @@ class Plans:
         load = total_rps[:, None] / xp.maximum(capacity * cluster.n_devices, 1e-9)
         of_model = cluster.replica_model == xp.arange(len(cluster.models))[:, None]
         drain = xp.sum(of_model * drain_s, axis=1) / cluster.n_devices
-        shared = _squashed(xp.concatenate([load.reshape(-1), drain]))
+        shared = fluid.squashed(xp.concatenate([load.reshape(-1), drain]))
         everywhere = xp.broadcast_to(shared, (len(table.price), len(shared)))
         return xp.asarray(xp.concatenate([of_plan, everywhere], axis=1), dtype=xp.float32)
 
@@ -119,11 +119,6 @@ class Plans:
     def act(self, choice: Int[Array, ""], observation: Observation) -> Int[Array, ""]:
         """See the class."""
         return follow(self.table(observation.cluster), choice, observation)
-
-
-def _squashed(values: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Loads and times on a scale from 0 to 1: x / (1 + x)."""
-    return values / (1 + values)
 
 
 @cache

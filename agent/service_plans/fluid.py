@@ -159,3 +159,8 @@ def in_the_way(
     foreign: Bool[Array, "P R"] = table.model[:, cluster.replica_device] != cluster.replica_model
     other = xp.sum(foreign * drain_s, axis=1) / cluster.n_devices
     return base, upper, other
+
+
+def squashed(values: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Loads and times on a scale from 0 to 1: x / (1 + x)."""
+    return values / (1 + values)

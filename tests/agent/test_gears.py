@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agent.architectures import Gears
 from agent.service_plans.partitions import gears, placements
 from agent.service_plans.pricing import Prices, route
 from sim.observation import Observation, idle
@@ -107,6 +108,33 @@ def test_at_its_prices_a_plan_takes(case):
     plan, changes, replica = PRICED[case]
     asked = situation(**{"e2e_slack_ticks": SLACK, **changes})
     assert int(route(PRICES, np.int32(plan), 0.1, 0.1, asked)) == replica
+
+
+def test_a_bound_on_the_first_token_alone_does_not_price_the_last():
+    waits = PRICES._replace(wait=np.full(5, 0.3))
+    asked = situation(
+        ttft_slack_ticks=to_ticks(1.5), max_tokens=np.int64(200), finished_tokens=np.array([2000]),
+        finished_requests=np.array([10]),
+    )  # fmt: skip
+    assert asked.predicted_finish_ticks[0] > 10 * asked.ttft_slack_ticks
+    assert int(route(waits, np.int32(ANYWHERE), 0.1, 0.1, asked)) == 1
+
+
+def test_what_would_be_late_for_a_busy_gear_goes_nowhere_else():
+    crowd = {"running": at(r1=4, r3=4), "decoding": at(r1=4, r3=4), "waiting": at(r1=60, r3=60)}
+    late = situation(e2e_slack_ticks=SLACK, **crowd).without_late()
+    assert late.mask.tolist() == [True, False, True, False]
+    assert int(route(PRICES, np.int32(LARGEST), 0.1, 0.0, late)) == 2  # which helps
+    late = replace(late, mask=only(0))
+    assert int(route(PRICES, np.int32(LARGEST), 0.1, 0.0, late)) == SHED
+
+
+def test_values_are_numbers_where_no_device_hosts_the_largest_model():
+    cluster = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0, 2.0])
+    seen = idle(cluster, np)
+    assert np.isfinite(
+        Gears([0.3], [0.1], hold_s=1.0, widths=[8]).features(np.int32(0), seen)
+    ).all()
 
 
 def test_a_request_is_shed_below_the_floor_alone():

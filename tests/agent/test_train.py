@@ -335,7 +335,7 @@ def test_choices_that_are_valued_together_cannot_be_compared():
 
 def test_a_workload_of_one_draw_alone_is_refused():
     config = compose("train", overrides=["name=x", "workload=saved", "workload.path=x"])
-    with pytest.raises(ConfigError, match=r"workload.kind must be synthetic or trace"):
+    with pytest.raises(ConfigError, match=r"workload.kind must not be saved"):
         check(TrainSpec, OmegaConf.to_container(config, resolve=True), "")
 
 

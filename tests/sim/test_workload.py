@@ -289,10 +289,11 @@ def test_every_shipped_workload_is_a_valid_setting(path, monkeypatch):
     spec = check(WorkloadSpec, values, "workload")
     if isinstance(spec, TraceSpec):
         assert spec.path.startswith("/records/")
-    elif isinstance(spec, SyntheticSpec) and spec.arrivals.kind != "fitted_gamma":
-        workload = generate(spec, TASKS, 0, 2048)
-        assert workload.provenance["counts"]["truncated"] < 0.01 * len(workload)
-        assert (workload.prompt_tokens + workload.max_tokens <= 2048).all()
+    for part in spec.of.values() if isinstance(spec, AnyOfSpec) else [spec]:
+        if isinstance(part, SyntheticSpec) and part.arrivals.kind != "fitted_gamma":
+            workload = generate(part, TASKS, 0, 2048)
+            assert workload.provenance["counts"]["truncated"] < 0.01 * len(workload)
+            assert (workload.prompt_tokens + workload.max_tokens <= 2048).all()
 
 
 @pytest.mark.parametrize(
