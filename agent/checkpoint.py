@@ -184,14 +184,10 @@ class Trained(Learned):
             ConfigError: as of `load`, or if the architecture is not there or of another schema.
         """
         held = load(checkpoint)
-        seen, now = held.spec.architecture_schema, getattr(_class_of(held.spec), "schema", None)
-        if now is not None and seen != now:  # of another one the settings may be others too
-            allowed = f"{held.kind} is of schema {now} in this release: train again"
-            raise ConfigError(f"{checkpoint}/{CONFIG}: architecture_schema", seen, allowed)
+        # before it is built: of another schema the settings may be others too
+        _check_schema(held, getattr(_class_of(held.spec), "schema", None), checkpoint)
         architecture = make_architecture(held.spec.architecture, f"{checkpoint}/{CONFIG}")
-        if seen != architecture.schema:
-            allowed = f"{held.kind} is of schema {architecture.schema} in this release: train again"
-            raise ConfigError(f"{checkpoint}/{CONFIG}: architecture_schema", seen, allowed)
+        _check_schema(held, architecture.schema, checkpoint)
         super().__init__(architecture, held.spec.models, held.params)
         self._path, self._held = checkpoint, held
 
@@ -234,6 +230,14 @@ class Trained(Learned):
                 stacklevel=2,
             )
         return super().init(cluster)
+
+
+def _check_schema(held: Checkpoint, now: int | None, where: str) -> None:
+    """Refuse a checkpoint whose architecture has come to another schema; None: not known yet."""
+    seen = held.spec.architecture_schema
+    if now not in (None, seen):
+        allowed = f"{held.kind} is of schema {now} in this release: train again"
+        raise ConfigError(f"{where}/{CONFIG}: architecture_schema", seen, allowed)
 
 
 def _class_of(spec: CheckpointSpec) -> object:

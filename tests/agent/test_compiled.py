@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ from agent.learned import Learned
 from sim.cluster import simulate
 from sim.observation import idle
 from sim.ticks import to_ticks
+from tests.agent.situations import moved
 from tests.agent.stub import Stub
 from tests.systems import make_bounds, make_cluster, make_workload
 
@@ -34,10 +34,7 @@ def learned(architecture: Any, seed: int = 0) -> Learned:
     seen = architecture.features(np.int32(0), idle(CLUSTER, np))
     params = network.init(jax.random.key(seed), seen)
 
-    def larger(leaf: Any) -> Any:  # the ends of some networks are zeros
-        return 3.0 * leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape)
-
-    return Learned(architecture, CLUSTER.models, jax.tree.map(larger, params))
+    return Learned(architecture, CLUSTER.models, jax.tree.map(moved, params))
 
 
 POLICIES = {

@@ -72,12 +72,15 @@ def regret_of(plan: int, rate_rps: float, mix: np.ndarray, capacity: np.ndarray)
     return float((mix * quality.max(axis=0)).sum() - earned)
 
 
-@settings(max_examples=100, deadline=None)
-@given(
+any_load = given(
     rate_rps=st.floats(0.1, 5000),
     weights=st.lists(st.floats(0.01, 1), min_size=4, max_size=4),
     capacity=st.lists(st.floats(1, 500), min_size=3, max_size=3),
 )
+
+
+@settings(max_examples=100, deadline=None)
+@any_load
 def test_regret_is_what_a_plain_loop_finds_and_never_negative(rate_rps, weights, capacity):
     mix, room = np.array(weights) / sum(weights), np.array(capacity)
     table = PLANS.table(CLUSTER)
@@ -88,11 +91,7 @@ def test_regret_is_what_a_plain_loop_finds_and_never_negative(rate_rps, weights,
 
 
 @settings(max_examples=50, deadline=None)
-@given(
-    rate_rps=st.floats(0.1, 5000),
-    weights=st.lists(st.floats(0.01, 1), min_size=4, max_size=4),
-    capacity=st.lists(st.floats(1, 500), min_size=3, max_size=3),
-)
+@any_load
 def test_the_best_prospects_of_a_partition_are_those_at_its_best_price(rate_rps, weights, capacity):
     mix, room = np.array(weights) / sum(weights), np.array(capacity)
     model, rates = placements(4, len(MODELS)), np.array([rate_rps])

@@ -1,7 +1,6 @@
 """Gears lead from the largest model to the smallest; requests go where their time is worth it."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,28 +10,11 @@ from hypothesis import strategies as st
 from agent.architectures import Gears
 from agent.service_plans.partitions import gears, placements
 from agent.service_plans.pricing import Prices, route
-from sim.observation import Observation, idle
+from sim.observation import idle
 from sim.policy import SHED
 from sim.ticks import to_ticks
+from tests.agent.situations import at, of_one_token, only
 from tests.systems import make_cluster
-
-# Two devices host a small and a large model each: replicas 0 and 2 are small, 1 and 3 large. A
-# step takes 0.1 s and 1 s, and so does the request; qualities are 0.5 and 1.
-CLUSTER = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0])
-
-
-def situation(**changes: Any) -> Observation:
-    """An idle cluster and a request of one token."""
-    return replace(idle(CLUSTER, np), **changes)
-
-
-def only(*replicas: int) -> np.ndarray:
-    return np.isin(np.arange(4), replicas)
-
-
-def at(**requests: int) -> np.ndarray:
-    """Counts at replicas: at(r1=3) is three at replica 1."""
-    return np.array([requests.get(f"r{r}", 0) for r in range(4)])
 
 
 @settings(max_examples=30, deadline=None)
@@ -106,13 +88,13 @@ PRICED = {
 @pytest.mark.parametrize("case", PRICED)
 def test_at_its_prices_a_plan_takes(case):
     plan, changes, replica = PRICED[case]
-    asked = situation(**{"e2e_slack_ticks": SLACK, **changes})
+    asked = of_one_token(**{"e2e_slack_ticks": SLACK, **changes})
     assert int(route(PRICES, np.int32(plan), 0.1, 0.1, asked)) == replica
 
 
 def test_a_bound_on_the_first_token_alone_does_not_price_the_last():
     waits = PRICES._replace(wait=np.full(5, 0.3))
-    asked = situation(
+    asked = of_one_token(
         ttft_slack_ticks=to_ticks(1.5), max_tokens=np.int64(200), finished_tokens=np.array([2000]),
         finished_requests=np.array([10]),
     )  # fmt: skip
@@ -122,7 +104,7 @@ def test_a_bound_on_the_first_token_alone_does_not_price_the_last():
 
 def test_what_would_be_late_for_a_busy_gear_goes_nowhere_else():
     crowd = {"running": at(r1=4, r3=4), "decoding": at(r1=4, r3=4), "waiting": at(r1=60, r3=60)}
-    late = situation(e2e_slack_ticks=SLACK, **crowd).without_late()
+    late = of_one_token(e2e_slack_ticks=SLACK, **crowd).without_late()
     assert late.mask.tolist() == [True, False, True, False]
     assert int(route(PRICES, np.int32(LARGEST), 0.1, 0.0, late)) == 2  # which helps
     late = replace(late, mask=only(0))
@@ -138,5 +120,5 @@ def test_values_are_numbers_where_no_device_hosts_the_largest_model():
 
 
 def test_a_request_is_shed_below_the_floor_alone():
-    asked = situation(e2e_slack_ticks=to_ticks(0.01))
+    asked = of_one_token(e2e_slack_ticks=to_ticks(0.01))
     assert int(route(PRICES, np.int32(ANYWHERE), 0.1, -100.0, asked)) != SHED

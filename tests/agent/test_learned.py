@@ -16,32 +16,16 @@ from agent.architectures import Gears, Paper, Plans
 from agent.learned import Explorer, Learned
 from sim import cluster as reference
 from sim.config import ConfigError
-from sim.observation import Observation, idle
+from sim.observation import idle
 from sim.policy import SHED
 from sim.router import draw_random_bits
 from sim.ticks import TICKS_PER_S, to_ticks
 from sim.vector.simulate import play
 from sim.vector.state import to_requests
+from tests.agent.situations import TWO_DEVICES as CLUSTER
+from tests.agent.situations import at, moved, of_one_token, only
 from tests.agent.stub import Stub
 from tests.systems import make_bounds, make_cluster, make_workload
-
-# Two devices host a small and a large model each: replicas 0 and 2 are small, 1 and 3 large. A
-# step takes 0.1 s and 1 s, and so does the request; qualities are 0.5 and 1.
-CLUSTER = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0])
-
-
-def situation(**changes: Any) -> Observation:
-    """An idle cluster and a request of one token."""
-    return replace(idle(CLUSTER, np), **changes)
-
-
-def only(*replicas: int) -> np.ndarray:
-    return np.isin(np.arange(4), replicas)
-
-
-def at(**requests: int) -> np.ndarray:
-    """Counts at replicas: at(r1=3) is three at replica 1."""
-    return np.array([requests.get(f"r{r}", 0) for r in range(4)])
 
 
 def test_the_paper_sees_task_batch_at_each_model_and_rate_and_nothing_else():
@@ -64,14 +48,14 @@ def test_a_time_scale_that_is_not_there_is_refused():
 
 
 def test_the_paper_sends_to_the_least_loaded_replica_of_the_model():
-    busy = situation(running=at(r0=1, r2=3))
+    busy = of_one_token(running=at(r0=1, r2=3))
     assert [int(Paper().act(choice, busy)) for choice in (0, 1)] == [0, 1]
     assert [int(Paper().act(0, replace(busy, mask=only(2, 3))))] == [2]
 
 
 def test_the_paper_chooses_among_the_models_that_would_take_the_request():
-    assert Paper().allowed(situation(mask=only(1))).tolist() == [False, True]
-    nowhere = situation(mask=only())
+    assert Paper().allowed(of_one_token(mask=only(1))).tolist() == [False, True]
+    nowhere = of_one_token(mask=only())
     assert Paper().allowed(nowhere).tolist() == [True, True]
     assert [int(Paper().act(choice, nowhere)) for choice in (0, 1)] == [SHED, SHED]
 
@@ -140,7 +124,7 @@ CARRIED_OUT = {
 @pytest.mark.parametrize("case", CARRIED_OUT)
 def test_a_plan_takes(case):
     plan, changes, replica = CARRIED_OUT[case]
-    assert int(PLANS.act(np.int32(plan), situation(**changes))) == replica
+    assert int(PLANS.act(np.int32(plan), of_one_token(**changes))) == replica
 
 
 @settings(max_examples=60, deadline=None)
@@ -166,14 +150,14 @@ def test_devices_are_shared_out_to_the_nearest_one_large_models_first(shares, n_
 def test_a_plan_for_another_number_of_models_is_refused():
     plan = Plans([{"shares": [1, 1, 1]}] * 2, hold_s=1.0, widths=[8])
     with pytest.raises(ConfigError, match=r"plans\[0\]\.shares = .* 2 models"):
-        plan.act(np.int32(0), situation())
+        plan.act(np.int32(0), of_one_token())
 
 
 def test_a_choice_is_held_until_the_first_request_after_its_time():
     router = Learned(Stub(hold_s=0.5), CLUSTER.models, {})
     state, actions = router.init(CLUSTER), []
     for prompt, now_s in [(2, 0.0), (1, 0.25), (3, 0.5), (1, 0.75), (0, 1.25), (1, 1.5), (3, 1.75)]:
-        asked = situation(now_ticks=to_ticks(now_s), prompt_tokens=prompt)
+        asked = of_one_token(now_ticks=to_ticks(now_s), prompt_tokens=prompt)
         action, state = router.decide(state, asked)
         actions.append(int(action))
     assert actions == [2, 2, 3, 3, 0, 0, 3]
@@ -181,7 +165,7 @@ def test_a_choice_is_held_until_the_first_request_after_its_time():
 
 def test_a_choice_that_is_not_allowed_is_not_made():
     router = Learned(Stub(), CLUSTER.models, {})
-    asked = situation(prompt_tokens=2, mask=only(1, 3))
+    asked = of_one_token(prompt_tokens=2, mask=only(1, 3))
     assert int(router.decide(router.init(CLUSTER), asked)[0]) == 1
 
 
@@ -309,7 +293,7 @@ def test_learned_routers_decide_alike_in_both_engines():
         network = architecture.network(cluster.models)
         seen = architecture.features(np.int32(0), idle(cluster, np))
         params = network.init(jax.random.key(seed + 10), seen)
-        larger = jax.tree.map(partial(jnp.multiply, 3.0), params)  # so that choices vary
+        larger = jax.tree.map(moved, params)  # so that choices vary
         routers.append(Learned(architecture, cluster.models, larger))
     policy = Either(*routers)
     simpy = reference.simulate(cluster, workload, bounds, policy, seed=3).replica
