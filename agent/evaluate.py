@@ -1,9 +1,7 @@
 """The command that compares policies on identical workloads: `python -m agent.evaluate`."""
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 from hydra.errors import MissingConfigException
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -29,9 +27,8 @@ from sim.envelope import outside
 from sim.files import whole
 from sim.profile import load_bundle
 from sim.rules import rules_hash
-from sim.traces import TraceError
-from sim.workload import WorkloadError
 
+INTERRUPTED = "interrupted: the same command goes on from the trials that have finished"
 MOST_COLUMNS = 8  # cells in one table of the terminal
 POOLED = ("performance", "availability")  # over seeds, where the rest are means
 
@@ -151,19 +148,6 @@ def compose_policies(policies: Sequence[str | PolicySpec]) -> dict[str, PolicyCo
     return configs
 
 
-@contextmanager
-def ending_with_a_reason() -> Iterator[None]:
-    """End the command, in words, where its settings are refused or it is interrupted."""
-    try:
-        yield
-    except MissingMandatoryValue as missing:
-        sys.exit(f"refused: {missing.full_key} is missing")
-    except (ConfigError, WorkloadError, TraceError, OSError) as refused:
-        sys.exit(f"refused: {refused}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: the same command goes on from the trials that have finished")
-
-
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
     """Compare policies; in a sweep as one of its jobs."""
@@ -173,7 +157,7 @@ def main(config: DictConfig) -> None:
 def evaluate(config: DictConfig) -> None:
     """Compare policies; end with a table and the path of the report."""
     console = Console()
-    with ending_with_a_reason():
+    with command.ending_with_a_reason(INTERRUPTED):
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         spec = check(EvaluationSpec, values, "")
         meta = load_bundle(spec.cluster.profile).meta

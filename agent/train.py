@@ -10,7 +10,7 @@ import jax
 import joblib  # type: ignore[import-untyped]
 import numpy as np
 from jaxtyping import Float32
-from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,9 +23,7 @@ from agent.trainer import Trainer
 from agent.training import TrainSpec
 from agent.training_report import write_training_report
 from sim import command
-from sim.config import ConfigError, check
-from sim.traces import TraceError
-from sim.workload import WorkloadError
+from sim.config import check
 
 Metrics = dict[str, Float32[np.ndarray, " S"]]
 
@@ -156,7 +154,8 @@ def train(config: DictConfig) -> None:
     cores = joblib.cpu_count()
     if jax.config.values["jax_num_cpu_devices"] != cores:  # practice is played on all of them
         jax.config.update("jax_num_cpu_devices", cores)  # type: ignore[no-untyped-call]
-    try:
+    interrupted = "stopped at once: the same command goes on from what was saved last"
+    with command.ending_with_a_reason(interrupted):
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         spec = check(TrainSpec, values, "")
         with console.status("drawing workloads"):
@@ -165,12 +164,6 @@ def train(config: DictConfig) -> None:
             console.print(f"going on from iteration {trainer.iteration}", highlight=False)
         go(trainer, console)
         complaint = finish(trainer, command.line("agent.train"), console)
-    except MissingMandatoryValue as missing:
-        sys.exit(f"refused: {missing.full_key} is missing")
-    except (ConfigError, WorkloadError, TraceError, OSError) as refused:
-        sys.exit(f"refused: {refused}")
-    except KeyboardInterrupt:
-        sys.exit("stopped at once: the same command goes on from what was saved last")
     if complaint is not None:
         sys.exit(complaint)
 

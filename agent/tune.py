@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.comparison import cells_of, compare
-from agent.evaluate import compose_policies, ending_with_a_reason, origin_of
+from agent.evaluate import INTERRUPTED, compose_policies, origin_of
 from agent.evaluation import play
 from agent.tuning import Tuned, TuneSpec, judge
 from agent.tuning_report import write_tuning_report
@@ -42,7 +42,7 @@ def tuning_table(searches: list[Tuned]) -> Table:
 def main(config: DictConfig) -> None:
     """Search; end with a table and the path of the report."""
     console = Console()
-    with ending_with_a_reason():
+    with command.ending_with_a_reason(INTERRUPTED):
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         spec = check(TuneSpec, values, "")
         evaluation, candidates = spec.evaluation(), spec.candidates()

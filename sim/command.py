@@ -10,6 +10,11 @@ from importlib.resources import files
 from types import FrameType
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import MissingMandatoryValue
+
+from sim.config import ConfigError
+from sim.traces import TraceError
+from sim.workload import WorkloadError
 
 _ASSIGNMENT = re.compile(r"(?P<key>[A-Za-z_]\w*(\.[\w.-]+)?)=")
 _ENDS = (signal.SIGINT, signal.SIGTERM)
@@ -24,6 +29,19 @@ def run(main: Callable[[], None]) -> None:
     """
     sys.argv[1:] = [_let_pass(argument) for argument in sys.argv[1:]]
     main()
+
+
+@contextmanager
+def ending_with_a_reason(interrupted: str) -> Iterator[None]:
+    """End the command, in words, where its settings are refused or it is interrupted."""
+    try:
+        yield
+    except MissingMandatoryValue as missing:
+        sys.exit(f"refused: {missing.full_key} is missing")
+    except (ConfigError, WorkloadError, TraceError, OSError) as refused:
+        sys.exit(f"refused: {refused}")
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
 
 
 def line(module: str) -> str:
