@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float32, Float64, Int, Int64
 from pydantic import Field, model_validator
 
@@ -22,7 +23,7 @@ from agent.forced import Course, Forced, Order, ordered
 from agent.ground import Ground, Stretch
 from agent.reward import RewardSpec, reward
 from sim.config import Spec
-from sim.ticks import MAX_S, NEVER, to_ticks
+from sim.ticks import MAX_S, NEVER, TICKS_PER_S, to_ticks
 from sim.vector.engine import replicas_of_devices
 from sim.vector.simulate import copies, engine_for, spread, traced_result
 from sim.vector.state import LEFT_AT, Requests, State
@@ -42,13 +43,13 @@ class BranchingSettings(Spec):
     stretch: Stretch  # of time, at random from the one to the other
     moments: int = Field(ge=1, le=CANDIDATES)  # in each of them
     branches: int = Field(ge=2)  # choices compared at each moment
-    forced_s: float = Field(gt=0, le=MAX_S)  # how long a compared choice is made again
+    forced_s: Stretch  # how long a compared choice is made again, at random from one to the other
     horizon_s: float = Field(gt=0, le=MAX_S)  # requests that arrive within it are counted
     stray: float = Field(ge=0, le=1)  # share of moments after which a random choice is forced
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.forced_s > self.horizon_s:
+        if self.forced_s[1] > self.horizon_s:
             raise ValueError(f"forced_s must be ≤ horizon_s, {self.horizon_s:g}")
         return self
 
@@ -66,6 +67,7 @@ class _Round(NamedTuple):
     moments: Int64[Array, "C W"]
     noise: Float32[Array, "C W A"]  # added to values where choices to compare are ranked
     strays: Order  # [C, W]
+    forced: Int64[Array, "C W"]  # ticks for which a choice is made again
 
 
 class _Found(NamedTuple):
@@ -81,7 +83,8 @@ class _Found(NamedTuple):
 class _Outcome(NamedTuple):
     """What became of the requests of one lane."""
 
-    outcome: Float32[Array, ""]  # their reward, per arrival while the choice was forced
+    outcome: Float32[Array, " 2"]  # reward of those that came while the choice was forced, and of
+    # the others, each per arrival of the former
     arrivals: Int[Array, ""]  # while the choice was forced
     earned: Float64[Array, ""]  # by those that came after the moment
     peak: Float64[Array, ""]
@@ -108,7 +111,7 @@ class Branching:
         )
         return Comparisons(
             features, nothing.astype(jnp.int32), nothing.astype(bool),
-            nothing.astype(jnp.float32), jnp.float32(0),
+            jnp.zeros((len(nothing), 2), jnp.float32), jnp.float32(0),
         )  # fmt: skip
 
     def collect(
@@ -116,15 +119,18 @@ class Branching:
     ) -> tuple[Comparisons, Bool[Array, " B"], Metrics]:
         """A round of comparisons; the key is consumed."""
         spec = self.spec
-        draw_key, moment_key, noise_key, stray_key, any_key = jax.random.split(key, 5)
+        draw_key, moment_key, noise_key, stray_key, any_key, forced_key = jax.random.split(key, 6)
         requests = self.ground.draw(draw_key, spec.clusters, spec.stretch)
         moments = self._moments(moment_key, requests)
         shape = (*moments.shape, self.ground.n_choices)
         strays = jax.random.uniform(stray_key, moments.shape) < spec.stray
         noise = epsilon * jax.random.gumbel(noise_key, shape, jnp.float32)
         anything = 1e3 * jax.random.gumbel(any_key, shape, jnp.float32)
-        order = Order(jnp.where(strays, 0, -1).astype(jnp.int32), anything)
-        found = spread(self._compare, params, _Round(requests, moments, noise, order))
+        low, high = np.log(spec.forced_s)
+        forced_s = jnp.exp(jax.random.uniform(forced_key, moments.shape, minval=low, maxval=high))
+        forced = (forced_s * TICKS_PER_S).astype(jnp.int64)
+        order = Order(jnp.where(strays, 0, -1).astype(jnp.int32), anything, forced)
+        found = spread(self._compare, params, _Round(requests, moments, noise, order, forced))
         rows, there = jax.tree.map(
             lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (found.rows, found.there)
         )
@@ -159,9 +165,9 @@ class Branching:
     def _compare(self, params: Params, planned: _Round) -> _Found:
         """Play to each moment, then from each on in K ways; what the requests earned."""
         spec, ground = self.spec, self.ground
-        engine = engine_for(ground.cluster, Forced(ground.router(params), spec.forced_s))
+        engine = engine_for(ground.cluster, Forced(ground.router(params)))
         table = jnp.asarray(replicas_of_devices(ground.cluster))
-        requests, moments, noise, strays = planned
+        requests, moments, noise, strays, forced = planned
         count, lanes = moments.shape[0], moments.size * spec.branches
 
         def onward(states: State, part: tuple[Int64[Array, " C"], Order]) -> tuple[State, State]:
@@ -183,16 +189,18 @@ class Branching:
             arrival=jnp.where(comes, future.arrival, NEVER),
             count=jnp.sum(comes, axis=-1, dtype=jnp.int32),
         )
-        future, states, noise, since = jax.tree.map(
-            to_lanes, (future, _swapped(reached), noise, moments)
+        future, states, noise, since, forced = jax.tree.map(
+            to_lanes, (future, _swapped(reached), noise, moments, forced)
         )
         rank = jnp.arange(lanes, dtype=jnp.int32) % spec.branches
-        states = replace(states, policy=jax.vmap(ordered)(states.policy, Order(rank, noise)))
+        states = replace(
+            states, policy=jax.vmap(ordered)(states.policy, Order(rank, noise, forced))
+        )
         ends = engine.play(
             copies(ground.cluster, lanes), future, table, states, jnp.full(lanes, NEVER)
         )
         inside = states.record[:, :, LEFT_AT] < 0
-        found = jax.vmap(self._outcome)(future, ends, inside, since)
+        found = jax.vmap(self._outcome)(future, ends, inside, since, since + forced)
 
         def to_moments(leaf: Array) -> Array:  # [L, ...] to [C, W, K, ...]
             return leaf.reshape(*moments.shape, spec.branches, *leaf.shape[1:])
@@ -207,17 +215,23 @@ class Branching:
         return _Found(rows, there, found.earned, found.peak, found.number)
 
     def _outcome(
-        self, requests: Requests, end: State, inside: Bool[Array, " N"], since: Int64[Array, ""]
-    ) -> _Outcome:
-        """Of one lane; `inside` are the requests that had not left at `since`, or not come."""
+        self, requests: Requests, end: State, inside: Bool[Array, " N"],
+        since: Int64[Array, ""], until: Int64[Array, ""],
+    ) -> _Outcome:  # fmt: skip
+        """Of one lane, whose choice was forced from `since` until then.
+
+        `inside` are the requests that had not left at `since`, or not come.
+        """
         result = traced_result(requests, self.ground.cluster, end)
         earned, best = self.ground.earned(requests, result)
         there = inside & (jnp.arange(len(inside)) < requests.count)
         new = there & (requests.arrival >= since)
-        arrivals = jnp.sum(new & (requests.arrival < since + to_ticks(self.spec.forced_s)))
-        total = jnp.sum(jnp.where(there, reward(self.spec.reward, earned, best), 0.0))
+        own = new & (requests.arrival < until)
+        arrivals = jnp.sum(own)
+        rewards = jnp.where(there, reward(self.spec.reward, earned, best), 0.0)
+        parts = jnp.stack([jnp.sum(rewards * own), jnp.sum(rewards * ~own)])
         return _Outcome(
-            outcome=(total / jnp.maximum(arrivals, 1)).astype(jnp.float32),
+            outcome=(parts / jnp.maximum(arrivals, 1)).astype(jnp.float32),
             arrivals=arrivals,
             earned=jnp.sum(earned * new),
             peak=jnp.sum(best * new),

@@ -10,7 +10,7 @@ from agent.architectures.architecture import Features
 from agent.holder import Holder
 from agent.learned import Held, Learned
 from sim.observation import Array, Observation, idle
-from sim.ticks import NEVER, to_ticks
+from sim.ticks import NEVER
 from sim.types import Cluster
 
 
@@ -19,6 +19,7 @@ class Order(NamedTuple):
 
     rank: Int32[Array, "*b"]  # 0: that of the highest value; −1: the router is left alone
     noise: Float32[Array, "*b A"]  # added to the values before they are ranked
+    ticks: Int64[Array, "*b"]  # for which it is taken
 
 
 class Course(NamedTuple):
@@ -35,16 +36,15 @@ class Course(NamedTuple):
 class Forced(Holder[Course]):
     """As the router, but for the orders that it is given between two parts of a run.
 
-    An ordered choice is made with the next request, whatever was in force, and for `forced_s`.
-    For the JAX engine.
+    An ordered choice is made with the next request, whatever was in force. For the JAX engine.
     """
 
     name = "forced"
 
-    def __init__(self, router: Learned, forced_s: float) -> None:
+    def __init__(self, router: Learned) -> None:
         """See the class."""
         super().__init__(router.architecture.hold_s)
-        self._router, self._forced_ticks = router, to_ticks(forced_s)
+        self._router = router
 
     def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
         """As the router."""
@@ -54,7 +54,7 @@ class Forced(Holder[Course]):
         """Nothing decided, nothing ordered."""
         held = jax.tree.map(jnp.asarray, self._router.init(cluster))
         features, allowed = self._router.look(held, idle(cluster, jnp))
-        order = Order(jnp.int32(-1), jnp.zeros(len(allowed), jnp.float32))
+        order = Order(jnp.int32(-1), jnp.zeros(len(allowed), jnp.float32), jnp.int64(0))
         nothing = jax.tree.map(lambda rows: jnp.zeros_like(rows[0]), features)
         return Course(held, order, jnp.int64(NEVER), jnp.int32(0), jnp.bool_(False), nothing)
 
@@ -78,7 +78,7 @@ class Forced(Holder[Course]):
         noisy = values + state.order.noise
         ranked = jnp.argsort(jnp.where(allowed, -noisy, jnp.inf))
         forced = jnp.where(begins, ranked[state.order.rank], state.choice).astype(jnp.int32)
-        goes_on = has_order & ~begins & (now < forced_from + self._forced_ticks) & allowed[forced]
+        goes_on = has_order & ~begins & (now < forced_from + state.order.ticks) & allowed[forced]
         best = router.best(state.held, values, allowed, observation)
         choice = jnp.where(begins | goes_on, forced, best)
         held = router.hold(observation, choice)

@@ -10,6 +10,10 @@ from sim.observation import WINDOWS_S, Array, Observation
 from sim.policy import SHED
 from sim.types import Cluster
 
+MEDIAN = 0.8  # length of an answer, of the mean
+SPREAD_OF_LENGTHS = 0.45  # of its logarithm, and of the times until a token over those predicted
+SPREAD_OF_TIMES = 0.1
+
 
 class Rule(ABC):
     """A policy without state that hosts every model."""
@@ -100,6 +104,32 @@ def share_of_bounds(
         of_bound = xp.where(allowed > 0, predicted / xp.maximum(allowed, 1), xp.inf)
         share = xp.maximum(share, of_bound)
     return share
+
+
+def in_time(observation: Observation) -> Float[Array, " R"]:
+    """How likely each replica is to answer in time, where the length of the answer is not known.
+
+    That the answer is no longer than the tokens that the replica is predicted to emit in time: its
+    length is taken to be log-logistic about the mean of finished requests, and at most
+    `max_tokens`. Waiting counts half as long again as predicted, and half of a grace is given.
+    The bounds on the first token and between tokens are met as of `likely`.
+    """
+    xp, later_ticks = observation.xp, observation.longer_wait_ticks
+    grace_ticks = observation.grace_ticks // 2
+    first_ticks = observation.predicted_ttft_ticks + later_ticks
+    left_ticks = observation.e2e_slack_ticks + grace_ticks - first_ticks
+    tokens = 1 + xp.maximum(left_ticks, 0) / xp.maximum(observation.predicted_round_ticks, 1)
+    typical = MEDIAN * observation.expected_output_tokens
+    enough = 1 / (1 + (typical / tokens) ** (1 / SPREAD_OF_LENGTHS))
+    last = xp.where(tokens >= observation.max_tokens, 1.0, enough) * (left_ticks >= 0)
+    share = xp.zeros(len(observation.running))
+    for predicted, allowed in (
+        (first_ticks, observation.ttft_slack_ticks + grace_ticks),
+        (observation.predicted_round_ticks, observation.tpot_ticks),
+    ):
+        of_bound = xp.where(allowed > 0, predicted / xp.maximum(allowed, 1), xp.inf)
+        share = xp.maximum(share, of_bound)
+    return xp.minimum(last, likely(share, SPREAD_OF_TIMES))
 
 
 def scale_of(window_s: float) -> int:

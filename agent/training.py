@@ -96,9 +96,9 @@ def make_loop(ground: Ground, spec: TrainSpec) -> Loop:
         if practice.branches > ground.n_choices:
             allowed = f"at most the {ground.n_choices} choices that there are"
             raise ConfigError("agent.practice.branches", practice.branches, allowed)
-        if practice.forced_s < architecture.hold_s:
+        if practice.forced_s[0] < architecture.hold_s:
             allowed = f"at least as long as a choice is held, {architecture.hold_s:g}"
-            raise ConfigError("agent.practice.forced_s", practice.forced_s, allowed)
+            raise ConfigError("agent.practice.forced_s", list(practice.forced_s), allowed)
         environment = Branching(ground, BranchingSpec(**settings))
     return Loop(environment, network, spec.agent.dqn)
 

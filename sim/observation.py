@@ -19,7 +19,7 @@ from sim.ticks import NEVER, TICKS_PER_S
 from sim.types import PAIR_SHIFT, Cluster
 
 # Raised with every change of what is observed or derived: trained routers are tied to it.
-OBSERVATION_SCHEMA = 2
+OBSERVATION_SCHEMA = 3
 
 WINDOW_BITS = (38, 40, 42, 44)  # arrivals are counted over windows of 2^bits ticks
 WINDOWS_S = tuple(2.0 ** (bits - 40) for bits in WINDOW_BITS)  # 0.25, 1, 4 and 16 s
@@ -118,7 +118,7 @@ class Observation:
         own = self._decode_ticks(
             xp.minimum(self.decoding + 1, cluster.max_batch), self.kv_tokens + self.prompt_tokens
         )
-        return own + self._others_ticks
+        return own + self._others_ticks + self._prompts_ticks
 
     @cached_property
     def predicted_ttft_ticks(self) -> Int[Array, " R"]:
@@ -195,10 +195,33 @@ class Observation:
 
     @cached_property
     def _slot_wait_ticks(self) -> Int[Array, " R"]:
-        """Time until a slot of each replica's batch is free."""
-        excess = self.xp.maximum(self.inside + 1 - self.cluster.max_batch, 0)
-        slot_rounds = excess * self.expected_output_tokens // self.cluster.max_batch
+        """Time until each replica's batch has room for the request.
+
+        As many run at once as it has slots, and as its KV memory holds of the requests inside.
+        """
+        xp, cluster, output = self.xp, self.cluster, self.expected_output_tokens
+        context = self.kv_tokens + self.prefill_tokens + self.prompt_tokens + output
+        each = xp.maximum(context // (self.inside + 1), 1)
+        in_cache = cluster.kv_blocks * cluster.block_tokens // each
+        batch = xp.minimum(xp.maximum(in_cache, 1), cluster.max_batch)
+        slot_rounds = xp.maximum(self.inside + 1 - batch, 0) * output // batch
         return slot_rounds * self.predicted_round_ticks
+
+    @cached_property
+    def _prompts_ticks(self) -> Int[Array, " R"]:
+        """What a decode step of each replica takes longer for the prompts of those to come.
+
+        Whoever leaves is followed by a request like this one, so that each step computes the share
+        of a prompt that one of so many decoding requests stands for.
+        """
+        xp, cluster = self.xp, self.cluster
+        decoding = xp.minimum(self.decoding + 1, cluster.max_batch)
+        chunk = xp.minimum(self.prompt_tokens, cluster.token_budget)
+        more = self._tokens_ticks(decoding + chunk) - self._tokens_ticks(decoding)
+        prompt = (
+            xp.maximum(more, 0) * self.prompt_tokens // chunk + cluster.coefficients.prompt_ticks
+        )
+        return decoding * prompt // self.expected_output_tokens
 
     @property
     def longer_wait_ticks(self) -> Int[Array, " R"]:

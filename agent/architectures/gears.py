@@ -50,7 +50,7 @@ class Gears:
     """
 
     name = "gears"
-    schema = 1
+    schema = 2
     alone = True
     any_models = True
 

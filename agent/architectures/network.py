@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float32
 
 
@@ -27,15 +28,24 @@ class Mlp(nn.Module):
 class PlanNet(nn.Module):
     """Values of plans, each from its own features by the same perceptron.
 
-    What it learns is added to a first guess, less the feature `regret`: before it has learned
-    anything, the plan of the least regret is the best.
+    A value is the sum of two parts: what the requests that a plan routes earn, and what it costs
+    all others. What is learned is added to a first guess of the former, less the feature `regret`:
+    before anything has been learned, the plan of the least regret is the best.
     """
 
     widths: Sequence[int]
     regret: int
 
-    @nn.compact
+    def setup(self) -> None:
+        """The perceptron, which has a value for each part."""
+        self.learned = Mlp(self.widths, 2, zero=True)
+
     def __call__(self, features: Float32[Array, "*b P F"]) -> Float32[Array, "*b P"]:
         """Values of the plans."""
-        learned = Mlp(self.widths, 1, zero=True)(features)[..., 0]
-        return learned - features[..., self.regret]
+        return self.parts(features).sum(axis=-1)
+
+    def parts(self, features: Float32[Array, "*b P F"]) -> Float32[Array, "*b P 2"]:
+        """Values of the plans in their parts: own, others."""
+        guess = jnp.stack([-features[..., self.regret], jnp.zeros(features.shape[:-1])], axis=-1)
+        parts: Float32[Array, "*b P 2"] = self.learned(features) + guess
+        return parts

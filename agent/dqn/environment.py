@@ -29,7 +29,7 @@ class Comparisons(NamedTuple):
     features: Features  # of the choices tried: a second leading axis K
     choice: Int32[Array, "B K"]  # which they were: to look at, nothing is learned from it
     there: Bool[Array, "B K"]  # whether there were so many choices
-    outcome: Float32[Array, "B K"]  # what came of each, but for what is the same for all of them
+    outcome: Float32[Array, "B K 2"]  # what came of each: for the requests it routed, for others
     weight: Float32[Array, " B"]  # how much the comparison counts
 
 

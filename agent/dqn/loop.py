@@ -141,14 +141,17 @@ class Loop:
     ) -> tuple[Float32[Array, ""], Metrics]:
         """Huber loss of the errors of a batch."""
 
-        def values(weights: Params, features: Features) -> Float32[Array, "B A"]:
-            return jax.vmap(partial(self.network.apply, weights))(features)  # type: ignore[return-value]
+        def values(
+            weights: Params, features: Features, method: str | None = None
+        ) -> Float32[Array, "B A *n"]:
+            return jax.vmap(partial(self.network.apply, weights, method=method))(features)  # type: ignore[return-value]
 
-        q_tm1 = values(params, batch.features)
         if isinstance(batch, Comparisons):
+            q_tm1 = values(params, batch.features, "parts")
             error = jax.vmap(comparison_errors)(q_tm1, batch.there, batch.outcome)
-            weight = batch.weight[:, None]
+            weight = batch.weight[:, None, None]
         else:
+            q_tm1 = values(params, batch.features)
             error = jax.vmap(double_q_error)(
                 q_tm1,
                 batch.choice,

@@ -27,18 +27,18 @@ def double_q_error(
 
 
 def comparison_errors(
-    q: Float32[Array, " K"],
+    q: Float32[Array, "K n"],
     there: Bool[Array, " K"],
-    outcome: Float32[Array, " K"],
-) -> Float32[Array, " K"]:
-    """Errors of values of choices that were compared, both less their mean; 0 where not there.
+    outcome: Float32[Array, "K n"],
+) -> Float32[Array, "K n"]:
+    """Errors of values of choices that were compared, in n parts, both less their mean.
 
-    Only differences are learned: what the future holds for all choices alike is taken out.
+    0 where not there. Only differences are learned: what the future holds for all choices alike is
+    taken out.
     """
     count = jnp.maximum(jnp.sum(there), 1)
-    error = outcome - q
-    mean = jnp.sum(jnp.where(there, error, 0.0)) / count
-    return jnp.where(there, error - mean, 0.0)
+    error = jnp.where(there[:, None], outcome - q, 0.0)
+    return jnp.where(there[:, None], error - jnp.sum(error, axis=0) / count, 0.0)
 
 
 def n_step(

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
 
-from agent.rule import least, likely, share_of_bounds, tightest
+from agent.rule import in_time, least, share_of_bounds, tightest
 from agent.service_plans.partitions import MOST_DEVICES
 from sim.observation import Array, Observation
 from sim.policy import SHED
 from sim.types import Cluster
 
-SPREAD = 0.1  # of the logarithm of the time that a request takes over that predicted
 MOST = 10.0  # times a request's slack, beyond which it makes no difference
 
 
@@ -46,7 +45,7 @@ def route(
     served = serves[device_of, model_of]
     helps = ~served & _last_of_the_smallest(cluster, xp)
     score = (
-        observation.quality * likely(share, SPREAD)
+        observation.quality * in_time(observation)
         - wait * xp.minimum(share, MOST)
         - start * added
         - help_price * helps
