@@ -36,6 +36,7 @@ def keep(results: Mapping[str, Any]) -> Published:
             "performance": s["performance"],
             "difference": s["difference"],
             "availability": s["availability"],
+            "bound": s.get("bound"),
             **{name: s["mean"][name] for name in KEPT},
         }
         for s in results["standings"]
@@ -216,6 +217,9 @@ def _standings(published: Published) -> str:
     for policy in policies:
         row = [_percent(at[policy, *cell]["performance"]) for cell in cells]
         lines.append(f"| {policy} | {' | '.join(row)} |")
+    bounds: Sequence[Any] = [at[policies[0], *cell].get("bound") for cell in cells]
+    if None not in bounds:
+        lines.append(f"| nobody more than | {' | '.join(map(_plain, bounds))} |")
     origin = published["provenance"]
     lines += ["", f"`{origin['command']}` · profile: {origin['profile']} · ± half a 95 % interval"]
     return "\n".join(lines)

@@ -4,11 +4,12 @@ A linear program chooses, for each request, a kind of device, a model and how la
 requests could be split. It keeps to two things that hold in every run:
 
 - A request cannot finish sooner than alone on an idle device.
-- Every step's duration is charged to the tokens in it, at rates per token that no step undercuts
+- Every step's duration is charged to the requests and tokens in it, at rates that no step undercuts
   whatever is batched with whatever. What requests are charged within an interval of time, which
   they cannot put off to before or after it, is at most the length of it times the devices.
 
-Where there are few requests, each device is on its own, and the steps of each model within an
+Many requests make a program too large to solve: it is bounded by prices (`prices.py`). Where there
+are few, each device is on its own, and the steps of each model within an
 interval are variables: as many as any request that it is chosen for has to make there.
 
 Everything else (queues, KV memory, turns, switches, attention over the prompt) is left out, so no
@@ -18,12 +19,16 @@ schedule earns more. The intervals make it an energetic bound, as in Baptiste, L
 N requests, M models, K kinds of devices (same models, same settings), L levels of lateness.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 from jaxtyping import Int64
+from scipy.sparse import csr_array
 
 from agent.clairvoyant.intervals import FEW, intervals_of
-from agent.clairvoyant.options import options_of
-from agent.clairvoyant.program import Program, limit_load, limit_steps, lines_of
+from agent.clairvoyant.options import Options, options_of
+from agent.clairvoyant.prices import Priced
+from agent.clairvoyant.program import Limit, Program, limit_steps, lines_of, loads
 from sim.ticks import NEVER
 from sim.types import Bounds, Cluster, Workload
 
@@ -51,21 +56,43 @@ def bound(
     missed = miss_penalty * len(workload)
     if len(options.request) == 0:
         return missed
+    between = [*zip(*intervals_of(options, len(workload)), strict=True)]
+    limits = (limit for span in between for limit in loads(options, *span, counts))
+    if not (few or whole):
+        return missed + _priced(options, limits, miss_penalty)
     program = Program(len(options.request))
     for request in np.unique(options.request):
         (own,) = np.nonzero(options.request == request)
         program.limit(own, np.ones(len(own)), 1.0)
+    for limit in limits:
+        program.limit(*limit)
     lines = lines_of(cluster, kinds, together) if few else {}
-    for begin, end in zip(*intervals_of(options, len(workload)), strict=True):
-        limit_load(program, options, begin, end, counts)
-        if few:
-            limit_steps(program, options, begin, end, lines)
+    for begin, end in between if few else ():
+        limit_steps(program, options, begin, end, lines)
     found = program.solve(miss_penalty - options.utility, whole)
     if found.x is None:
         raise RuntimeError(f"the clairvoyant program has no optimum: {found.message}")
     # what the solver proved, should it stop within its tolerance of the optimum
     best = found.mip_dual_bound if whole and found.mip_dual_bound is not None else found.fun
     return missed - float(best)
+
+
+def _priced(options: Options, limits: Iterable[Limit], miss_penalty: float) -> float:
+    """What the program of many requests is at most, beyond missing them all."""
+    order = np.argsort(options.request, kind="stable")
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order))
+    columns, shares, sizes = [], [], [0]
+    for which, values, room in limits:
+        columns.append(place[which])
+        shares.append(values / room)
+        sizes.append(len(which))
+    takes = csr_array(
+        (np.concatenate([np.zeros(0), *shares]),
+         np.concatenate([np.zeros(0, np.int32), *columns]), np.cumsum(sizes)),
+        shape=(len(shares), len(order)),
+    )  # fmt: skip
+    return Priced(options.request[order], options.utility[order] - miss_penalty, takes).bound()
 
 
 def kinds_of(cluster: Cluster, apart: bool) -> tuple[list[dict[int, int]], Int64[np.ndarray, " K"]]:

@@ -6,8 +6,8 @@ from jaxtyping import Float64, Int64
 from agent.clairvoyant.options import Options, Part
 
 FEW = 60  # requests up to which every pair of a begin and an end is an interval
-SPANS = 6  # lengths of interval beyond, from half of the shortest window to twice the longest
-STRIDE = 0.5  # of its length, from one interval to the next
+LONGER = 2.0  # each length of interval beyond, from half of a window in the median to all the time
+STRIDE = 0.25  # of its length, from one interval to the next
 
 
 def intervals_of(
@@ -19,10 +19,12 @@ def intervals_of(
         begins, ends = np.meshgrid(np.unique(options.release_s), np.unique(due), indexing="ij")
         kept = begins < ends
         return begins[kept], ends[kept]
-    width = due - options.release_s
+    start, end = options.release_s.min(), due.max()
+    shortest = float(np.median(due - options.release_s)) / 2
+    count = max(int(np.ceil(np.log((end - start) / shortest) / np.log(LONGER))), 1)
     begins, ends = [], []
-    for span in np.geomspace(width.min() / 2, 2 * width.max(), SPANS):
-        at = np.arange(options.release_s.min() - span, due.max(), STRIDE * span)
+    for span in shortest * LONGER ** np.arange(count + 1):
+        at = np.arange(start - span / 2, end, STRIDE * span)
         begins.append(at)
         ends.append(at + span)
     return np.concatenate(begins), np.concatenate(ends)

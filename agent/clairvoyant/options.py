@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from agent.clairvoyant.charges import charges_of, may_preempt
+from agent.clairvoyant.charges import Work, charges_of, kv_share, line_of
 from sim.ticks import NEVER, TICKS_PER_S
 from sim.types import Bounds, Cluster, Workload
 
+TINY = 1e-12
 LEVELS = 8  # of lateness, where bounds are soft
 
 
@@ -35,7 +36,7 @@ class Options:
     step_s: Float64[np.ndarray, " O"]
     prefill: "Part"
     decode: "Part"
-    line_prefill: "Part"  # what is charged beyond `Charges.line_s` for each step
+    line_prefill: "Part"  # what is charged beyond `Line.step_s` for each step
     line_decode: "Part"
 
 
@@ -58,39 +59,42 @@ def options_of(
         return np.where(ticks == NEVER, np.inf, ticks / TICKS_PER_S)
 
     e2e, ttft, tpot = map(limit, (bounds.e2e_ticks, bounds.ttft_ticks, bounds.tpot_ticks))
+    work = Work(float(prompt.mean()), float(output.mean()))
     parts: list[tuple[np.ndarray, ...]] = []
     for kind, hosted in enumerate(kinds):
         for model, replica in hosted.items():
-            charges = charges_of(cluster, replica, together)
+            charges = charges_of(cluster, replica, together, work)
+            line_token_s = line_of(cluster, replica, together).token_s
             budget = int(cluster.token_budget[replica])
             chunks = np.ceil(prompt / budget)
             rest = (prompt - (chunks - 1) * budget).astype(int)
             fixed = charges.prompt_s + charges.sequence_s
             prefill = (chunks - 1) * (charges.step_s[budget] + fixed) + charges.step_s[rest] + fixed
+            share = kv_share(cluster, replica, need, together)
             # contexts of the later steps: prompt + 1 to prompt + output − 1
             later = output - 1
-            kv = charges.kv_token_s * later * (context + output / 2)
-            longest = charges.kv_token_s * (context + output)
-            preempts = may_preempt(cluster, replica, need, together)
-            if preempts:  # a later token may come of a step that computes a part again
-                kv, longest = 0 * kv, 0 * longest
-            decode = later * (charges.step_s[1] + charges.sequence_s) + kv
+            kv = share * charges.kv_token_s * later * (context + output / 2)
+            longest = share * charges.kv_token_s * (context + output)
+            decode = later * (charges.step_s[1] + charges.sequence_s)
+            if share == 1.0:  # else some of these steps may read nothing
+                decode += kv
             size = np.arange(1, budget + 1)
             parts_of = []
-            for per_prompt, per_token in (
-                (charges.prefill_s, charges.decode_s),
-                (charges.line_token_s, charges.line_token_s),
+            for per_request, per_token in (
+                (charges.request_s, charges.token_s),
+                (line_token_s, line_token_s),
             ):
-                least = min(per_prompt, per_token) if preempts else per_token
-                of_chunk = (per_prompt * size + charges.sequence_s) / (charges.step_s[size] + fixed)
+                part = per_request + charges.sequence_s
+                of_chunk = (part + per_token * (size - 1)) / (charges.step_s[size] + fixed)
                 most_of_chunk = np.maximum.accumulate(of_chunk)  # of chunks of up to so many tokens
-                rate = (per_token + charges.sequence_s + longest) / (
-                    charges.step_s[1] + charges.sequence_s + longest
-                )
+                charged = later * part + kv
+                rate = (part + longest) / (charges.step_s[1] + charges.sequence_s + longest)
+                # all of it within the time that it takes at the least
+                rate = np.maximum(rate, charged / np.maximum(decode, TINY))
                 parts_of += [
-                    prefill, per_prompt * prompt + charges.sequence_s * chunks,
+                    prefill, part * chunks + per_token * (prompt - chunks),
                     most_of_chunk[np.minimum(prompt, budget).astype(int) - 1],
-                    decode, later * (least + charges.sequence_s) + kv, np.minimum(rate, 1.0),
+                    decode, charged, rate,
                 ]  # fmt: skip
             shortest = np.full(len(workload), charges.step_s[1] + charges.sequence_s)
             fits = need <= cluster.max_context[replica]  # alone a model has all of the memory

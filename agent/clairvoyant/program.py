@@ -1,7 +1,6 @@
 """The linear program: which options, so that what they are charged fits into each interval."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -9,7 +8,7 @@ from scipy.optimize import Bounds as Box
 from scipy.optimize import LinearConstraint, OptimizeResult, milp
 from scipy.sparse import coo_array
 
-from agent.clairvoyant.charges import charges_of
+from agent.clairvoyant.charges import Line, line_of
 from agent.clairvoyant.intervals import charged_inside, meeting
 from agent.clairvoyant.options import Options
 from sim.types import Cluster
@@ -17,14 +16,9 @@ from sim.types import Cluster
 TINY = 1e-12
 
 
-class Line(NamedTuple):
-    """Of a model on a kind of device: see `Charges.line_s`, and the most requests in a batch."""
-
-    step_s: float
-    batch: int
-
-
 Host = tuple[int, int]  # kind, model
+# columns, their values, and the most that their sum may be
+Limit = tuple[Int64[np.ndarray, " n"], Float64[np.ndarray, " n"], float]
 
 
 class Program:
@@ -66,24 +60,20 @@ class Program:
 
 
 def lines_of(cluster: Cluster, kinds: list[dict[int, int]], together: int) -> dict[Host, Line]:
-    """The lines below the tables of each model on each kind of device."""
+    """The lines below the steps of each model on each kind of device."""
     return {
-        (kind, model): Line(
-            charges_of(cluster, replica, together).line_s,
-            min(int(cluster.max_batch[replica]), together),
-        )
+        (kind, model): line_of(cluster, replica, together)
         for kind, hosted in enumerate(kinds)
         for model, replica in hosted.items()
     }
 
 
-def limit_load(
-    program: Program, options: Options, begin: float, end: float,
-    counts: Int64[np.ndarray, " K"],
-) -> None:  # fmt: skip
-    """What requests are charged in an interval at the least is at most the time that devices have.
+def loads(
+    options: Options, begin: float, end: float, counts: Int64[np.ndarray, " K"]
+) -> Iterator[Limit]:
+    """Options, what each is charged in an interval at the least, and the time that devices have.
 
-    There is a row for each kind of device that may be overloaded.
+    Once for each kind of device that may be overloaded.
     """
     near, before, after = meeting(options, begin, end)
     inside = charged_inside(options.prefill, options.decode, near, before, after)
@@ -91,7 +81,7 @@ def limit_load(
         room = float(count * (end - begin))
         own: Bool[np.ndarray, " n"] = (options.kind[near] == kind) & (inside > TINY)
         if inside[own].sum() > room:
-            program.limit(near[own], inside[own], room)
+            yield near[own], inside[own], room
 
 
 def limit_steps(

@@ -22,7 +22,8 @@ from agent.evaluate import compose_policies, outside_of, standings_tables, write
 from agent.evaluation import EvaluationSpec, play
 from agent.plots import apart
 from agent.provenance import code_hash
-from agent.report import available_rates, verdict, write_report
+from agent.report import verdict, write_report
+from agent.report_tables import available_rates
 from agent.trial import Trial
 from sim.config import ConfigError, check
 from tests.systems import make_cluster, make_workload, profile_of_short_contexts
