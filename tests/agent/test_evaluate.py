@@ -218,7 +218,9 @@ def test_trials_that_run_at_once_come_to_the_same(small, played, tmp_path):
         }
 
 
-@pytest.mark.parametrize("experiment", ["quick", "run", "grid", "full", "azure"])
+@pytest.mark.parametrize(
+    "experiment", ["quick", "run", "grid", "full", "azure", "win", "win_azure"]
+)
 def test_every_shipped_experiment_is_complete(experiment):
     spec = make_spec(f"experiment={experiment}")
     assert spec.name == experiment
@@ -236,7 +238,7 @@ def test_every_shipped_experiment_is_complete(experiment):
         ("window_s=4", r"window_s = 4.0: stable at .*/s must have arrivals in two windows"),
         ("window_s=1e-9", "window_s = 1e-09"),
         ("cluster.max_context=20", "scenarios.stable = 'synthetic': capacity needs 20 requests"),
-        ("+speed=1", "speed = 1: unknown key; allowed: cluster"),
+        ("+speed=1", "speed = 1: unknown key; allowed: baselines, bound, challenger, cluster"),
         ("policies=[oracle]", "policies = 'oracle': no such file"),
         ("policies=[{policy: static_small, label: x, settings: {model: 7}}]", "policy.model = 7"),
     ],
