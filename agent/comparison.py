@@ -70,7 +70,7 @@ class OfCell(Protocol):
 
 def cell_name(one: OfCell) -> str:
     """The cell of a trial or a standing, in words."""
-    rate = "" if one.rate_rps is None else f" at {one.rate_rps:.3g} requests/s"
+    rate = "" if one.rate_rps is None else f" at {one.rate_rps:g} requests/s"
     return f"{one.scenario}{rate}"
 
 

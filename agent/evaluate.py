@@ -128,7 +128,7 @@ def standings_tables(standings: Sequence[Standing]) -> list[Table]:
 
 
 def _rate(rate_rps: float | None) -> str:
-    return "" if rate_rps is None else f"{rate_rps:.3g}/s"
+    return "" if rate_rps is None else f"{rate_rps:g}/s"
 
 
 def _standings_table(standings: Sequence[Standing], title: str, heads: Sequence[str]) -> Table:

@@ -204,7 +204,7 @@ def _rate_axes(
     axes = figure.subplots()
     rates = sorted({standing.rate_rps or 0.0 for standing in standings})
     axes.set_xscale("log")
-    axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.xaxis.set_minor_locator(NullLocator())
     margin = max((rates[-1] / rates[0]) ** 0.02 if rates[0] else 1.0, 1.001)
     axes.set_xlim(rates[0] / margin, rates[-1] * margin)

@@ -212,7 +212,7 @@ def _standings(published: Published) -> str:
     cells = list(dict.fromkeys((s["scenario"], s["rate_rps"]) for s in standings))
     policies = list(dict.fromkeys(s["policy"] for s in standings))
     at = {(s["policy"], s["scenario"], s["rate_rps"]): s for s in standings}
-    heads = [scenario + ("" if rate is None else f" {rate:.3g}/s") for scenario, rate in cells]
+    heads = [scenario + ("" if rate is None else f" {rate:g}/s") for scenario, rate in cells]
     lines = [f"| utility, % of peak | {' | '.join(heads)} |", "|---" * (len(cells) + 1) + "|"]
     for policy in policies:
         row = [_percent(at[policy, *cell]["performance"]) for cell in cells]

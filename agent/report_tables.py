@@ -60,7 +60,7 @@ def available_table(standings: Sequence[Standing]) -> Markup:
     rows = []
     for policy, rate in highest.items():
         ratio = "" if rate is None or base is None else f"{rate / base:.1f}x"
-        rows.append([policy, "none" if rate is None else f"{rate:.3g}", ratio])
+        rows.append([policy, "none" if rate is None else f"{rate:g}", ratio])
     return table(
         ["", "available up to, req/s", f"relative to {largest}" if largest else ""],
         rows,
@@ -127,7 +127,7 @@ def _by_rate(
     """A table with a row for each policy and a column for each rate of one scenario."""
     rates = [rate for _, rate in cells_of(standings)]
     at = {(s.policy, s.rate_rps): s for s in standings}
-    header = ["", *("" if rate is None else f"{rate:.3g} req/s" for rate in rates)]
+    header = ["", *("" if rate is None else f"{rate:g} req/s" for rate in rates)]
     rows: list[list[Value | str]] = [
         [policy, *(cell(at[policy, rate]) for rate in rates)] for policy in policies_of(standings)
     ]

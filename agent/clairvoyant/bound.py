@@ -9,8 +9,8 @@ requests could be split. It keeps to two things that hold in every run:
   they cannot put off to before or after it, is at most the length of it times the devices.
 
 Many requests make a program too large to solve: it is bounded by prices (`prices.py`). Where there
-are few, each device is on its own, and the steps of each model within an
-interval are variables: as many as any request that it is chosen for has to make there.
+are few, each device is on its own, and the steps of each model within an interval are variables: as
+many as any request that it is chosen for has to make there.
 
 Everything else (queues, KV memory, turns, switches, attention over the prompt) is left out, so no
 schedule earns more. The intervals make it an energetic bound, as in Baptiste, Le Pape and Nuijten,
