@@ -46,7 +46,7 @@ class Standing:
     worst_seed: float  # performance on the workload seed where it is lowest
     availability: float  # share answered in time
     mean: Mapping[str, float | None]  # means over seeds: `summary_values` of the trials
-    bound: float | None = None  # performance that nobody can exceed in this cell, where it was asked for
+    bound: float | None = None  # performance that nobody can exceed; None: not asked for
 
     @property
     def regret(self) -> float | None:
