@@ -9,6 +9,7 @@ there seeds and windows are resampled apart.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float64
@@ -45,19 +46,71 @@ class Standing:
     worst_seed: float  # performance on the workload seed where it is lowest
     availability: float  # share answered in time
     mean: Mapping[str, float | None]  # means over seeds: `summary_values` of the trials
+    bound: float | None = None  # performance that nobody can exceed; None: not asked for
+
+    @property
+    def regret(self) -> float | None:
+        """How far below the bound it is."""
+        return None if self.bound is None else self.bound - self.performance.value
 
 
-def compare(trials: Sequence[Trial]) -> list[Standing]:
+class OfCell(Protocol):
+    """What belongs to a cell."""
+
+    @property
+    def scenario(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def rate_rps(self) -> float | None:
+        """The rate in requests/s; None: the workload's own."""
+        ...
+
+
+def cell_name(one: OfCell) -> str:
+    """The cell of a trial or a standing, in words."""
+    rate = "" if one.rate_rps is None else f" at {one.rate_rps:g} requests/s"
+    return f"{one.scenario}{rate}"
+
+
+def compare(trials: Sequence[Trial], bounds: Mapping[Cell, float] | None = None) -> list[Standing]:
     """Every policy in every cell, cells and policies in the order in which they first occur.
+
+    Args:
+        trials: all of them.
+        bounds: performance that nobody can exceed, by cell.
 
     Raises:
         ValueError: if the trials of a cell are not paired, or have fewer than two windows.
     """
+    return [
+        standing
+        for cell, policies in by_cell(trials).items()
+        for standing in _compare_cell(policies, None if bounds is None else bounds[cell])
+    ]
+
+
+def by_cell(trials: Sequence[Trial]) -> dict[Cell, dict[str, list[Trial]]]:
+    """The trials of each policy in each cell."""
     cells: dict[Cell, dict[str, list[Trial]]] = {}
     for trial in trials:
         cell = cells.setdefault((trial.scenario, trial.rate_rps), {})
         cell.setdefault(trial.policy, []).append(trial)
-    return [standing for policies in cells.values() for standing in _compare_cell(policies)]
+    return cells
+
+
+def difference_of(policies: Mapping[str, list[Trial]], one: str, other: str) -> Interval:
+    """Performance of one policy minus that of another, on the same requests of one cell.
+
+    Raises:
+        ValueError: if their trials are not paired.
+    """
+    pair = {name: policies[name] for name in (one, other)}
+    peak = _peaks(pair)
+    counted = (peak > 0).all(axis=0)
+    ahead = _units(pair[one], "earned") - _units(pair[other], "earned")
+    return ratio_interval(ahead[:, counted], peak[:, counted])
 
 
 def cells_of(standings: Sequence[Standing]) -> list[Cell]:
@@ -84,14 +137,14 @@ def summary_values(summary: Summary) -> dict[str, float | None]:
     return flat
 
 
-def _compare_cell(policies: Mapping[str, list[Trial]]) -> list[Standing]:
+def _compare_cell(policies: Mapping[str, list[Trial]], bound: float | None) -> list[Standing]:
     """The policies of one cell, whose trials must be of the same requests."""
     peak = _peaks(policies)
     counted = (peak > 0).all(axis=0)
     if counted.sum() < 2:
         raise ValueError("a confidence interval needs two windows with arrivals at the least")
-    earned = {name: _units(trials, "earned")[:, counted] for name, trials in policies.items()}
     peak = peak[:, counted]
+    earned = {name: _units(trials, "earned")[:, counted] for name, trials in policies.items()}
     total = {name: float(sums.sum()) for name, sums in earned.items()}
     statics = [name for name, trials in policies.items() if trials[0].static]
     best_static = max(statics, key=total.__getitem__) if statics else None
@@ -114,6 +167,7 @@ def _compare_cell(policies: Mapping[str, list[Trial]]) -> list[Standing]:
                 worst_seed=min(sum(t.earned) / sum(t.peak) for t in trials if any(t.peak)),
                 availability=_availability([trial.summary for trial in trials]),
                 mean=_means([summary_values(trial.summary) for trial in trials]),
+                bound=bound,
             )
         )
     return standings

@@ -15,11 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from agent.bounding import Bounded, bound_workloads, exceeding, shares_of
 from agent.comparison import Standing, cells_of, compare, policies_of
 from agent.evaluation import EvaluationSpec, PolicySpec, play
 from agent.report import write_report
 from agent.sweep import perform
 from agent.trial import PolicyConfig, Trial
+from agent.winning import Win, baselines_of, judge, to_json, told
 from sim import command
 from sim.config import ConfigError, check
 from sim.deploy import build_cluster
@@ -38,15 +40,31 @@ def write_results(
     trials: Sequence[Trial],
     standings: Sequence[Standing],
     provenance: dict[str, str],
+    bounded: Sequence[Bounded] = (),
+    win: Win | None = None,
 ) -> None:
-    """Write `results.json`, all there is, and `summary.csv`, a row per cell and policy."""
+    """Write `results.json`, all there is, and `summary.csv`, a row per cell and policy.
+
+    Args:
+        spec: the evaluation.
+        trials: all of its trials.
+        standings: what `comparison.compare` made of them.
+        provenance: where they come from.
+        bounded: the bounds of its workloads, if they were asked for.
+        win: how the challenger did, if there is one.
+    """
     folder = Path(spec.output_dir)
-    content = {
+    content: dict[str, object] = {
         "provenance": provenance,
         "config": spec.model_dump(mode="json"),
         "standings": [asdict(standing) for standing in standings],
         "trials": [asdict(trial) for trial in trials],
     }
+    if spec.bound:
+        content["bounds"] = [asdict(each) for each in bounded]
+        content["exceeding"] = exceeding(trials, bounded)
+    if win is not None:
+        content["winning"] = to_json(win)
     with whole(folder / "results.json") as draft:
         draft.write_text(json.dumps(content, indent=1, allow_nan=False))
     rows = [_row(standing) for standing in standings]
@@ -69,6 +87,8 @@ def _row(standing: Standing) -> dict[str, str | float | bool | None]:
         "difference_high": None if difference is None else difference.high,
         "worst_seed": standing.worst_seed,
         "availability": standing.availability,
+        "bound": standing.bound,
+        "regret": standing.regret,
         **{name: value for name, value in standing.mean.items() if name not in POOLED},
     }
 
@@ -108,7 +128,7 @@ def standings_tables(standings: Sequence[Standing]) -> list[Table]:
 
 
 def _rate(rate_rps: float | None) -> str:
-    return "" if rate_rps is None else f"{rate_rps:.3g}/s"
+    return "" if rate_rps is None else f"{rate_rps:g}/s"
 
 
 def _standings_table(standings: Sequence[Standing], title: str, heads: Sequence[str]) -> Table:
@@ -127,7 +147,18 @@ def _standings_table(standings: Sequence[Standing], title: str, heads: Sequence[
             for s, text in zip(row, texts, strict=True)
         ]
         table.add_row(policy, *marked)
+    bounds = [at[standings[0].policy, *cell].bound for cell in cells]
+    if None not in bounds:
+        table.add_row("nobody more than", *(f"{100 * (bound or 0.0):.1f}" for bound in bounds))
     return table
+
+
+def tell_exceeding(exceeded: Sequence[str], console: Console) -> None:
+    """Say aloud that the bound is wrong, with every trial that earned more than it."""
+    if exceeded:
+        console.print("[bold white on red] THE BOUND IS WRONG [/] policies earned more than it:")
+    for text in exceeded:
+        console.print(f"  {text}", style="red", highlight=False, soft_wrap=True)
 
 
 def compose_policies(policies: Sequence[str | PolicySpec]) -> dict[str, PolicyConfig]:
@@ -161,10 +192,18 @@ def evaluate(config: DictConfig) -> None:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         spec = check(EvaluationSpec, values, "")
         meta = load_bundle(spec.cluster.profile).meta
-        trials, capacities_rps = play(spec, compose_policies(spec.policies), console)
-        standings = compare(trials)
+        policies = compose_policies(spec.policies)
+        baselines = baselines_of(spec, policies) if spec.challenger is not None else ()
+        trials, capacities_rps = play(spec, policies, console)
+        bounded = bound_workloads(spec, capacities_rps, console) if spec.bound else []
+        bounds = shares_of(bounded) if spec.bound else None
+        standings = compare(trials, bounds)
+        win = None
+        if spec.challenger is not None and bounds is not None:
+            win = judge(trials, bounds, spec.challenger, baselines)
+    exceeded = exceeding(trials, bounded) if spec.bound else []
     origin = origin_of(spec)
-    write_results(spec, trials, standings, origin)
+    write_results(spec, trials, standings, origin, bounded, win)
     page = Path(spec.output_dir, "report.html")
     write_report(
         page,
@@ -174,9 +213,14 @@ def evaluate(config: DictConfig) -> None:
         capacities_rps=capacities_rps,
         origin=origin,
         profile_kind=meta.kind,
+        win=win,
+        exceeded=exceeded,
     )
     for table in standings_tables(standings):
         console.print(table)
+    for line in () if win is None else told(win):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    tell_exceeding(exceeded, console)
     warning = outside_of(spec, trials)
     if warning is not None:
         console.print(f"[yellow]warning:[/] {warning}", highlight=False, soft_wrap=True)

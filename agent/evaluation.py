@@ -7,16 +7,16 @@ plays only what is missing.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Self
 
 import numpy as np
-from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from pydantic import Field, JsonValue, model_validator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from agent.capacity import capacity_rps
+from agent.parallel import make_files
 from agent.trial import Job, PolicyConfig, Setting, Trial, draw, load, run, save, trial_key
 from sim.config import ConfigError, Spec
 from sim.deploy import ClusterSpec, build_cluster
@@ -67,6 +67,13 @@ class ScenarioSpec(Spec):
             return [float(f"{rate:.3g}") for rate in rates]
         return self.rates_rps or [None]
 
+    def cells(self, capacity_rps: float) -> list[tuple[float | None, WorkloadSpec]]:
+        """The rate of each cell, as of `rates`, and the workload at it."""
+        return [
+            (rate, self.workload if rate is None else at_rate(self.workload, rate))
+            for rate in self.rates(capacity_rps)
+        ]
+
 
 class PolicySpec(Spec):
     """A policy of `conf/policy`, with settings of its own and a label to tell it by."""
@@ -90,17 +97,38 @@ class EvaluationSpec(Spec):
     window_s: WindowWidth
     n_jobs: int = Field(ge=-1)  # −1: all cores
     resume: bool
+    bound: bool = False  # whether to say what nobody can exceed
+    challenger: str | None = None  # the policy that is held to the win criterion
+    baselines: tuple[str, ...] | None = Field(None, min_length=1)  # null: all without a checkpoint
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        labels = [p if isinstance(p, str) else p.label for p in self.policies]
+        labels = self.labels
         if len(set(labels)) < len(labels):
             raise ValueError(f"policies must have different labels, got {labels}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must differ, got {list(self.seeds)}")
         if self.n_jobs == 0:
             raise ValueError("n_jobs must be ≥ 1, or -1 for all cores")
+        if self.challenger is None:
+            if self.baselines is not None:
+                raise ValueError("baselines are those of a challenger, and there is none")
+            return self
+        if self.challenger not in labels:
+            raise ValueError(f"challenger must be one of {labels}, got {self.challenger!r}")
+        if not self.bound:
+            raise ValueError("challenger needs bound: true")
+        for baseline in self.baselines or ():
+            if baseline not in labels or baseline == self.challenger:
+                raise ValueError(
+                    f"baselines must be policies other than the challenger, got {baseline!r}"
+                )
         return self
+
+    @property
+    def labels(self) -> list[str]:
+        """What the policies are called."""
+        return [p if isinstance(p, str) else p.label for p in self.policies]
 
     @property
     def setting(self) -> Setting:
@@ -136,8 +164,7 @@ def play(
     for name, scenario in spec.scenarios.items():
         with console.status(f"{name}: capacity of {spec.cluster.models[-1]}"):
             capacities[name] = _capacity_rps(spec, name, bundle)
-        for rate in scenario.rates(capacities[name]):
-            workload = scenario.workload if rate is None else at_rate(scenario.workload, rate)
+        for rate, workload in scenario.cells(capacities[name]):
             jobs += [
                 Job(name, rate, seed, label, config, workload)
                 for seed in spec.seeds
@@ -162,22 +189,10 @@ def _play(
 ) -> list[Trial]:
     """Run what is not on file; trials in the order of the jobs."""
     files = _files(jobs, spec, bundle)
-    found = [spec.resume and file.is_file() for file in files]
-    # the longest first, so that no core waits for a long one at the end
-    missing = [i for i, known in enumerate(found) if not known]
-    missing.sort(key=lambda i: jobs[i].rate_rps or np.inf, reverse=True)
-    progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("left"), TimeRemainingColumn(), console=console,
+    make_files(
+        jobs, files, partial(_run_to_file, setting=spec.setting, bundle=bundle),
+        named=lambda job: job.policy, n_jobs=spec.n_jobs, resume=spec.resume, console=console,
     )  # fmt: skip
-    with progress:
-        bar = progress.add_task("", total=len(jobs), completed=sum(found))
-        parallel = Parallel(n_jobs=spec.n_jobs, return_as="generator_unordered")
-        work = (delayed(_run_to_file)(jobs[i], spec.setting, bundle, files[i]) for i in missing)
-        for job in parallel(work):
-            rate = "" if job.rate_rps is None else f" {job.rate_rps:g} req/s"
-            text = f"{job.scenario}{rate} · {job.policy}"
-            progress.update(bar, advance=1, description=f"{text:<44}")
     return [load(file, job) for file, job in zip(files, jobs, strict=True)]
 
 
@@ -201,8 +216,7 @@ def _files(jobs: Sequence[Job], spec: EvaluationSpec, bundle: Bundle) -> list[Pa
     return files
 
 
-def _run_to_file(job: Job, setting: Setting, bundle: Bundle, file: Path) -> Job:
+def _run_to_file(job: Job, file: Path, *, setting: Setting, bundle: Bundle) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PolicyWarning)  # `play` has told, once for all trials
         save(run(job, setting, bundle), file)
-    return job

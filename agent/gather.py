@@ -3,7 +3,8 @@
 FOLDER is that of a sweep of `agent.train` or `agent.evaluate`. With `--utilities hard soft …` every
 checkpoint that the sweep trained is evaluated under each of these utilities first, on the same
 workloads (`--experiment`): routers that were trained for another reward are told apart by what they
-are scored by.
+are scored by. Where jobs held a challenger to the win criterion, it is told over the cells of all
+of them together.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from rich.table import Table
 
 from agent.plots import WIDTH
 from agent.sweep import RECORD, JobRecord
+from agent.winning import Win, to_json, together, told, verdict
+from agent.winning_report import winning_section
 from sim.files import whole
 from sim.report import SERIES, Section, Value, drawn, figure, percent, table, write_page
 
@@ -117,13 +120,27 @@ def evaluate(jobs: Sequence[Job], folder: Path, utilities: Sequence[str], experi
             job.measured[utility] = found[label]
 
 
+def wins_of(jobs: Sequence[Job]) -> list[Win]:
+    """The win criterion over the cells of all jobs that were held to it, for each challenger."""
+    parts = {}
+    for job in jobs:
+        if job.record.program == "agent.evaluate" and job.record.status == "done":
+            results = json.loads((job.folder / "results.json").read_text("utf-8"))
+            if "winning" in results:
+                parts[job.name] = results["winning"]
+    return together(parts)
+
+
 def columns_of(jobs: Sequence[Job]) -> list[str]:
     """What was measured of any job, in the order in which it first occurs."""
     return list(dict.fromkeys(name for job in jobs for name in job.measured))
 
 
-def write(jobs: Sequence[Job], folder: Path) -> Path:
-    """Write `gathered.json`, `gathered.csv` and the page, whose path is returned."""
+def write(jobs: Sequence[Job], folder: Path, wins: Sequence[Win] = ()) -> Path:
+    """Write `gathered.json`, `gathered.csv` and the page, whose path is returned.
+
+    With challengers among the jobs also `winning.json`, the win criterion over all of them.
+    """
     columns = columns_of(jobs)
     rows = [
         {"job": job.name, "status": job.status, **{c: job.measured.get(c) for c in columns}}
@@ -133,9 +150,13 @@ def write(jobs: Sequence[Job], folder: Path) -> Path:
         draft.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", "utf-8")
     with whole(folder / "gathered.csv") as draft:
         pyarrow.csv.write_csv(pa.Table.from_pylist(rows), draft)
+    if wins:
+        with whole(folder / "winning.json") as draft:
+            content = [to_json(win) for win in wins]
+            draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
     page = folder / "gathered.html"
     counts = Counter(job.record.status for job in jobs)
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    counted = ", ".join(f"{count} {status}" for status, count in counts.items())
     cells: list[list[Value | str]] = [
         [job.name, job.status, *(_percent(job.measured.get(c)) for c in columns)] for job in jobs
     ]
@@ -151,8 +172,8 @@ def write(jobs: Sequence[Job], folder: Path) -> Path:
     # profiles are those of the jobs, which say so themselves
     write_page(
         page, profile_kind="measured", title=f"Sweep: {folder.name}", kicker=f"{len(jobs)} jobs",
-        verdict=f"{told}.",
-        sections=[Section("Jobs", parts)],
+        verdict=" ".join([f"{counted}.", *(verdict(win) for win in wins)]),
+        sections=[*(winning_section(win) for win in wins), Section("Jobs", parts)],
     )  # fmt: skip
     return page
 
@@ -203,10 +224,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         jobs = read(given.folder)
         evaluate(jobs, given.folder, given.utilities, given.experiment)
-        page = write(jobs, given.folder)
+        wins = wins_of(jobs)
+        page = write(jobs, given.folder, wins)
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"refused: {error}")
     console.print(shown(jobs))
+    for line in (line for win in wins for line in told(win)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: {page.resolve()}", highlight=False, soft_wrap=True)
     sys.exit(int(any(job.record.status != "done" for job in jobs)))
 

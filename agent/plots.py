@@ -26,6 +26,7 @@ OUTCOMES = {  # field of a summary -> (name, colour)
     "shed": ("shed", GREYS[2][0]),
     "inside": ("still inside", MISSED[0][0]),
 }
+BOUND = "bound"  # the label of its line
 Look = tuple[str, str]  # colour, line style
 
 
@@ -55,6 +56,11 @@ def performance_by_rate(
         axes.fill_between(rates, low, high, color=colour, alpha=0.16, linewidth=0)
         axes.plot(rates, values, line, color=colour, linewidth=2, marker="o", markersize=4)
         ends[name] = values[-1]
+    _, rates, rows = _by_policy(standings)[0]
+    bounds = [row.bound for row in rows if row.bound is not None]
+    if bounds:
+        axes.plot(rates, bounds, ":", color=INK, linewidth=2)
+        ends[BOUND], look = bounds[-1], {**look, BOUND: (INK, ":")}
     axes.set_ylabel("utility earned / peak")
     _end_labels(axes, ends, look, height_pt=72 * 4.3)
     return figure
@@ -198,7 +204,7 @@ def _rate_axes(
     axes = figure.subplots()
     rates = sorted({standing.rate_rps or 0.0 for standing in standings})
     axes.set_xscale("log")
-    axes.set_xticks(rates, [f"{rate:.3g}" for rate in rates])
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.xaxis.set_minor_locator(NullLocator())
     margin = max((rates[-1] / rates[0]) ** 0.02 if rates[0] else 1.0, 1.001)
     axes.set_xlim(rates[0] / margin, rates[-1] * margin)

@@ -1,7 +1,7 @@
 """Which code made a trial."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.resources.abc import Traversable
@@ -15,11 +15,12 @@ from sim.files import locate
 
 # what is done with trials, and what makes weights, which are hashed themselves
 ELSEWHERE = (
-    "comparison.py", "evaluate.py", "plots.py", "publish.py", "report.py",
+    "comparison.py", "evaluate.py", "plots.py", "publish.py", "report.py", "report_tables.py",
+    "parallel.py", "bounding.py", "winning.py", "winning_report.py",
     "blame.py", "credit.py", "practice.py", "reward.py", "train.py", "trainer.py", "training.py",
     "training_report.py", "dqn/",
     "sweep.py", "gather.py", "tune.py", "tuning.py", "tuning_report.py",
-    "clairvoyant.py", "exact.py", "environment.py",
+    "clairvoyant/", "exact.py", "environment.py",
 )  # fmt: skip
 
 
@@ -30,8 +31,18 @@ def code_hash(package: str) -> str:
     These are the sources of `sim`, of `agent`, and of `package`: the top-level package or module
     of a policy, which may be a user's own.
     """
+    return _hash_of(dict.fromkeys((sim, agent, import_module(package))))
+
+
+@cache
+def bound_code_hash() -> str:
+    """SHA-256 of every source that can change a bound: those of `sim` and `agent.clairvoyant`."""
+    return _hash_of((sim, import_module("agent.clairvoyant")))
+
+
+def _hash_of(rooms: Iterable[ModuleType]) -> str:
     digest = hashlib.sha256()
-    for room in dict.fromkeys((sim, agent, import_module(package))):
+    for room in rooms:
         for name, path in _sources(room):
             if room not in (sim, agent) or not name.startswith(ELSEWHERE):
                 content = path.read_bytes()

@@ -36,6 +36,7 @@ def keep(results: Mapping[str, Any]) -> Published:
             "performance": s["performance"],
             "difference": s["difference"],
             "availability": s["availability"],
+            "bound": s.get("bound"),
             **{name: s["mean"][name] for name in KEPT},
         }
         for s in results["standings"]
@@ -211,11 +212,14 @@ def _standings(published: Published) -> str:
     cells = list(dict.fromkeys((s["scenario"], s["rate_rps"]) for s in standings))
     policies = list(dict.fromkeys(s["policy"] for s in standings))
     at = {(s["policy"], s["scenario"], s["rate_rps"]): s for s in standings}
-    heads = [scenario + ("" if rate is None else f" {rate:.3g}/s") for scenario, rate in cells]
+    heads = [scenario + ("" if rate is None else f" {rate:g}/s") for scenario, rate in cells]
     lines = [f"| utility, % of peak | {' | '.join(heads)} |", "|---" * (len(cells) + 1) + "|"]
     for policy in policies:
         row = [_percent(at[policy, *cell]["performance"]) for cell in cells]
         lines.append(f"| {policy} | {' | '.join(row)} |")
+    bounds: Sequence[Any] = [at[policies[0], *cell].get("bound") for cell in cells]
+    if None not in bounds:
+        lines.append(f"| nobody more than | {' | '.join(map(_plain, bounds))} |")
     origin = published["provenance"]
     lines += ["", f"`{origin['command']}` · profile: {origin['profile']} · ± half a 95 % interval"]
     return "\n".join(lines)

@@ -1,25 +1,29 @@
 """What is particular to an evaluation's report: the verdict, and a section for each scenario."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from agent import plots
-from agent.comparison import Interval, Standing, cells_of, policies_of
+from agent.comparison import Standing, cell_name, cells_of, policies_of
 from agent.evaluation import EvaluationSpec
+from agent.report_tables import (
+    available_table,
+    cell_table,
+    difference_by_rate,
+    performance_by_rate,
+    regret_by_rate,
+)
 from agent.trial import Trial
+from agent.winning import LEVEL, Win
+from agent.winning_report import winning_section
 from sim.metrics import AVAILABLE, LEAST_ATTAINABLE
-from sim.report import Section, Value, figure, folded, provenance, table, write_page
+from sim.report import Section, figure, folded, provenance, write_page
 from sim.workload import TraceSpec
 
-NEGLIGIBLE = 0.002  # of peak: a deficit that does not count
-PERFORMANCE_NOTE = "Utility earned in % of peak, with its 95 % interval"
-DIFFERENCE_NOTE = (
-    "Points of peak over the best static policy, on the same requests, with the 95 % interval of "
-    "the difference"
-)
+NEGLIGIBLE = -LEVEL  # of peak: a deficit that does not count
 
 
 def write_report(
@@ -31,6 +35,8 @@ def write_report(
     capacities_rps: Mapping[str, float],
     origin: Mapping[str, str],
     profile_kind: str,
+    win: Win | None = None,
+    exceeded: Sequence[str] = (),
 ) -> None:
     """Write an evaluation's report as one HTML file.
 
@@ -42,6 +48,8 @@ def write_report(
         capacities_rps: scenario -> measured capacity of the largest model, in requests/s.
         origin: names and values that say where the numbers come from.
         profile_kind: the kind of the profile bundle.
+        win: how the challenger did, if there is one.
+        exceeded: trials that earned more than their bound, in words.
     """
     static = {standing.policy: standing.static for standing in standings}
     look = plots.looks(policies_of(standings), static)
@@ -49,6 +57,8 @@ def write_report(
         _scenario(name, spec, trials, standings, look, capacities_rps[name])
         for name in spec.scenarios
     ]
+    if win is not None:
+        sections.insert(0, winning_section(win))
     config = OmegaConf.to_yaml(OmegaConf.create(spec.model_dump(mode="json")))
     sections.append(
         Section("Where this comes from", [provenance(origin), folded("Configuration", config)])
@@ -62,10 +72,20 @@ def write_report(
             f"{_count(len(spec.seeds), 'workload seed')} · {spec.cluster.devices} devices · "
             f"{', '.join(spec.cluster.models)}"
         ),
-        verdict=verdict(standings),
+        verdict=" ".join([*told_exceeded(exceeded), verdict(standings)]),
         sections=sections,
         profile_kind=profile_kind,
     )
+
+
+def told_exceeded(exceeded: Sequence[str]) -> list[str]:
+    """That the bound is wrong, if any trial earned more; the first ones by name."""
+    if not exceeded:
+        return []
+    return [
+        f"THE BOUND IS WRONG: {_count(len(exceeded), 'trial')} earned more than the most that is "
+        f"said to be possible, which is an error of this program: {'; '.join(exceeded[:3])}."
+    ]
 
 
 def verdict(standings: Sequence[Standing]) -> str:
@@ -88,26 +108,13 @@ def verdict(standings: Sequence[Standing]) -> str:
     duels = [s for s in standings if s.policy == winner and s.difference is not None]
     ahead = [s for s in duels if s.difference and s.difference.low > 0]
     behind = [s for s in duels if s.difference and s.difference.high < -NEGLIGIBLE]
-    where = f" ({', '.join(map(_cell_name, behind))})" if 0 < len(behind) <= 3 else ""
+    where = f" ({', '.join(map(cell_name, behind))})" if 0 < len(behind) <= 3 else ""
     return (
         f"{text} Against the best static policy of each cell, on the same requests, it is ahead "
         f"in {len(ahead) or 'none'}, more than {100 * NEGLIGIBLE:g} points behind in "
         f"{len(behind) or 'none'}{where}, and level or not told apart in "
         f"{n_cells - len(ahead) - len(behind) or 'none'}."
     )
-
-
-def available_rates(standings: Sequence[Standing]) -> dict[str, float | None]:
-    """The highest rate of one scenario up to which each policy is available at every rate."""
-    highest: dict[str, float | None] = {}
-    for policy in policies_of(standings):
-        highest[policy] = None
-        rows = [s for s in standings if s.policy == policy]
-        for standing in sorted(rows, key=lambda s: s.rate_rps or 0.0):
-            if standing.availability < AVAILABLE:
-                break
-            highest[policy] = standing.rate_rps
-    return highest
 
 
 def _scenario(
@@ -165,12 +172,14 @@ def _fitting(spec: EvaluationSpec, trial: Trial) -> str:
 def _sweep(
     standings: Sequence[Standing], look: Mapping[str, plots.Look], capacity_rps: float
 ) -> list[Markup]:
+    bound = standings[0].bound
+    bounded = "" if bound is None else " Dotted: the clairvoyant bound, which nobody can exceed."
     return [
         figure(
             plots.performance_by_rate(standings, look, capacity_rps),
             "Utility earned as a share of peak, what the most accurate model would earn with no "
             "deadline missed. Bands: 95 % bootstrap over windows of arrival. Static policies are "
-            "dashed.",
+            f"dashed.{bounded}",
             "Performance of each policy against the rate of arrivals",
         ),
         figure(
@@ -179,9 +188,10 @@ def _sweep(
             f"{AVAILABLE:.0%}, the dotted line.",
             "Availability of each policy against the rate of arrivals",
         ),
-        _by_rate(standings, _performance, f"{PERFORMANCE_NOTE}; the most is marked."),
-        _by_rate(standings, _difference, f"{DIFFERENCE_NOTE}, marked where it is above zero."),
-        _available_table(standings),
+        performance_by_rate(standings),
+        difference_by_rate(standings),
+        *([regret_by_rate(standings)] if standings[0].bound is not None else []),
+        available_table(standings),
     ]
 
 
@@ -192,10 +202,10 @@ def _close_look(
     spec: EvaluationSpec,
 ) -> list[Markup]:
     """Figures of one cell; the mix over time is of the first workload seed."""
-    where = _cell_name(standings[0])
+    where = cell_name(standings[0])
     first = [trial for trial in trials if trial.seed == spec.seeds[0]]
     return [
-        _cell_table(standings),
+        cell_table(standings),
         figure(
             plots.windows_above(standings, look),
             f"Share of {spec.window_s:g} s windows in which a policy earned more than 90, 96 and "
@@ -220,95 +230,6 @@ def _close_look(
             "Outcomes of the requests of each policy",
         ),
     ]
-
-
-def _performance(standing: Standing) -> Value:
-    return Value(
-        f"{100 * standing.performance.value:.1f}", _range(standing.performance), standing.best
-    )
-
-
-def _difference(standing: Standing) -> Value:
-    difference = standing.difference
-    if difference is None:
-        return Value("best static" if standing.best_static else "–")
-    return Value(_signed(difference.value), _range(difference), difference.low > 0)
-
-
-def _by_rate(
-    standings: Sequence[Standing], cell: Callable[[Standing], Value], caption: str
-) -> Markup:
-    """A table with a row for each policy and a column for each rate of one scenario."""
-    rates = [rate for _, rate in cells_of(standings)]
-    at = {(s.policy, s.rate_rps): s for s in standings}
-    header = ["", *("" if rate is None else f"{rate:.3g} req/s" for rate in rates)]
-    rows: list[list[Value | str]] = [
-        [policy, *(cell(at[policy, rate]) for rate in rates)] for policy in policies_of(standings)
-    ]
-    return table(header, rows, caption)
-
-
-def _available_table(standings: Sequence[Standing]) -> Markup:
-    """Highest available rates, and their ratio to the one of the largest static model."""
-    highest = available_rates(standings)
-    statics = [s.policy for s in standings if s.static]
-    largest = max(statics, key=lambda p: _mean_at_lowest(standings, p)) if statics else None
-    base = highest[largest] if largest is not None else None
-    rows = []
-    for policy, rate in highest.items():
-        ratio = "" if rate is None or base is None else f"{rate / base:.1f}x"
-        rows.append([policy, "none" if rate is None else f"{rate:.3g}", ratio])
-    return table(
-        ["", "available up to, req/s", f"relative to {largest}" if largest else ""],
-        rows,
-        f"The highest rate of the grid up to which at least {AVAILABLE:.0%} are answered in time.",
-    )
-
-
-def _cell_table(standings: Sequence[Standing]) -> Markup:
-    """All of one cell that is best read as a number."""
-
-    def micro(seconds: float | None) -> str:
-        return "–" if seconds is None else f"{1e6 * seconds:.0f}"
-
-    priced = any(s.mean["utility_per_dollar"] is not None for s in standings)
-    header = ["", "utility, % of peak", "over the best static", "worst seed", "answered in time, %",
-              "utility per device-second", *(["utility per dollar"] if priced else []),
-              "decision P50, µs", "decision P99, µs"]  # fmt: skip
-    rows: list[list[Value | str]] = []
-    for s in standings:
-        per_dollar = s.mean["utility_per_dollar"]
-        rows.append([
-            s.policy,
-            _performance(s),
-            _difference(s),
-            f"{100 * s.worst_seed:.1f}",
-            f"{100 * s.availability:.1f}",
-            f"{s.mean['utility_per_device_s']:.3g}",
-            *([f"{per_dollar:.4g}" if per_dollar is not None else "–"] if priced else []),
-            micro(s.mean["decision_s.p50"]),
-            micro(s.mean["decision_s.p99"]),
-        ])  # fmt: skip
-    caption = f"{PERFORMANCE_NOTE}. {DIFFERENCE_NOTE}; {_cell_name(standings[0])}."
-    return table(header, rows, caption)
-
-
-def _mean_at_lowest(standings: Sequence[Standing], policy: str) -> float:
-    rows = [s for s in standings if s.policy == policy]
-    return min(rows, key=lambda s: s.rate_rps or 0.0).performance.value
-
-
-def _cell_name(standing: Standing) -> str:
-    rate = "" if standing.rate_rps is None else f" at {standing.rate_rps:.3g} requests/s"
-    return f"{standing.scenario}{rate}"
-
-
-def _range(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}".replace("-", "−")
-
-
-def _signed(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 def _count(n: int, noun: str) -> str:

@@ -22,7 +22,8 @@ from agent.evaluate import compose_policies, outside_of, standings_tables, write
 from agent.evaluation import EvaluationSpec, play
 from agent.plots import apart
 from agent.provenance import code_hash
-from agent.report import available_rates, verdict, write_report
+from agent.report import verdict, write_report
+from agent.report_tables import available_rates
 from agent.trial import Trial
 from sim.config import ConfigError, check
 from tests.systems import make_cluster, make_workload, profile_of_short_contexts
@@ -217,7 +218,9 @@ def test_trials_that_run_at_once_come_to_the_same(small, played, tmp_path):
         }
 
 
-@pytest.mark.parametrize("experiment", ["quick", "run", "grid", "full", "azure"])
+@pytest.mark.parametrize(
+    "experiment", ["quick", "run", "grid", "full", "azure", "win", "win_azure"]
+)
 def test_every_shipped_experiment_is_complete(experiment):
     spec = make_spec(f"experiment={experiment}")
     assert spec.name == experiment
@@ -235,7 +238,7 @@ def test_every_shipped_experiment_is_complete(experiment):
         ("window_s=4", r"window_s = 4.0: stable at .*/s must have arrivals in two windows"),
         ("window_s=1e-9", "window_s = 1e-09"),
         ("cluster.max_context=20", "scenarios.stable = 'synthetic': capacity needs 20 requests"),
-        ("+speed=1", "speed = 1: unknown key; allowed: cluster"),
+        ("+speed=1", "speed = 1: unknown key; allowed: baselines, bound, challenger, cluster"),
         ("policies=[oracle]", "policies = 'oracle': no such file"),
         ("policies=[{policy: static_small, label: x, settings: {model: 7}}]", "policy.model = 7"),
     ],
