@@ -80,37 +80,37 @@ def worth(steady: Steady) -> Figure:
     With the two parts of each where the router has them.
     """
     figure = Figure(figsize=(WIDTH, 3.3))
-    panels: list[Axes] = list(figure.subplots(1, 2))
-    columns = (
-        ("value of the choice made", [w.made for w in steady.worth],
-         [w.parts for w in steady.worth]),
-        ("its lead over the next best", [w.lead for w in steady.worth],
-         [w.lead_parts for w in steady.worth]),
-    )  # fmt: skip
-    for axes, (title, totals, parts) in zip(panels, columns, strict=True):
-        axes.set_title(title, fontsize=11)
-        axes.set_xscale("log")
-        axes.axhline(0, color=RULE, linewidth=1)
-        line = [np.nan if total is None else total for total in totals]
-        axes.plot(steady.loads, line, color=INK, linewidth=2, marker="o", markersize=4,
-                  label="value")  # fmt: skip
-        names = {OWN: "own utility", OTHERS: "cost to others"}
-        for part, name in names.items():
-            if any(pair is not None for pair in parts):
-                share = [np.nan if pair is None else pair[part] for pair in parts]
-                axes.plot(steady.loads, share, color=SERIES[part][0], linewidth=1.6, marker="o",
-                          markersize=3, label=name)  # fmt: skip
-        axes.set_xticks(steady.loads, [f"{load:.2g}" for load in steady.loads])
-        axes.set_xticks([], minor=True)
-        axes.set_xlabel("load, × the capacity of the largest model")
-    if len(panels[0].get_lines()) > 2:
-        panels[0].legend(fontsize=10)
+    made, lead = figure.subplots(1, 2)
+    loads, worths = steady.loads, steady.worth
+    _parted(made, loads, [w.made for w in worths], [w.parts for w in worths])
+    made.set_title("value of the choice made", fontsize=11)
+    _parted(lead, loads, [w.lead for w in worths], [w.lead_parts for w in worths])
+    lead.set_title("its lead over the next best", fontsize=11)
+    if any(w.parts for w in worths):
+        made.legend(fontsize=10)
     return figure
 
 
-def _bars(
-    counts: np.ndarray, colours: Sequence[str]
-) -> tuple[list[Box], list[tuple[str, float]]]:
+def _parted(
+    axes: Axes, loads: Float64[np.ndarray, " L"], totals: Sequence[float | None],
+    parts: Sequence[tuple[float, float] | None],
+) -> None:  # fmt: skip
+    """Values by load as a line, and one for each of their parts."""
+    axes.set_xscale("log")
+    axes.axhline(0, color=RULE, linewidth=1)
+    line = [np.nan if total is None else total for total in totals]
+    axes.plot(loads, line, color=INK, linewidth=2, marker="o", markersize=4, label="value")
+    for part, name in ((OWN, "own utility"), (OTHERS, "others")):
+        if any(parts):
+            share = [np.nan if pair is None else pair[part] for pair in parts]
+            axes.plot(loads, share, color=SERIES[part][0], linewidth=1.6, marker="o", markersize=3,
+                      label=name)  # fmt: skip
+    axes.set_xticks(loads, [f"{load:.2g}" for load in loads])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("load, × the capacity of the largest model")
+
+
+def _bars(counts: np.ndarray, colours: Sequence[str]) -> tuple[list[Box], list[tuple[str, float]]]:
     """In each cell [L, B] a bar from left to right, in the shares of its counts [L, B, M+1]."""
     boxes: list[Box] = []
     faces: list[tuple[str, float]] = []
@@ -129,8 +129,7 @@ def _bars(
 
 def _draw(axes: Axes, boxes: Sequence[Box], faces: Sequence[tuple[str, float]]) -> None:
     corners = [
-        [(left, low), (right, low), (right, high), (left, high)]
-        for left, right, low, high in boxes
+        [(left, low), (right, low), (right, high), (left, high)] for left, right, low, high in boxes
     ]
     colours = [to_rgba(colour, alpha) for colour, alpha in faces]
     axes.add_collection(PolyCollection(corners, facecolors=colours, linewidths=0))

@@ -38,7 +38,10 @@ class Decisions(NamedTuple):
 
     def rows(self, which: Bool[np.ndarray, " K"] | Int[np.ndarray, " k"]) -> "Decisions":
         """Some of the decisions."""
-        return Decisions(*(None if column is None else column[which] for column in self))
+        parts = None if self.parts is None else self.parts[which]
+        kept = self._replace(parts=None)
+        rows = {name: column[which] for name, column in kept._asdict().items() if name != "parts"}
+        return Decisions(**rows, parts=parts)
 
     @property
     def value(self) -> Float32[np.ndarray, " K"]:

@@ -4,7 +4,7 @@ L loads, T tasks, B bands of slack, M models, A choices, N requests.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +12,10 @@ from jaxtyping import Float64, Int64
 
 from agent.explanation.recorder import Decisions, Recording
 from agent.explanation.spec import SteadySpec
+from sim import arrivals
 from sim.ticks import NEVER, TICKS_PER_S, to_ticks
 from sim.types import Bounds
-from sim.workload import SyntheticSpec, at_rate
+from sim.workload import SyntheticSpec
 
 OWN, OTHERS = 0, 1  # of the parts of a value
 
@@ -46,11 +47,16 @@ def spread_slacks(bounds: Bounds, slack: Float64[np.ndarray, " N"]) -> Bounds:
     """The bounds of each request times a factor of its own."""
 
     def stretched(ticks: Int64[np.ndarray, " N"]) -> Int64[np.ndarray, " N"]:
-        there = ticks != NEVER
-        return np.where(there, np.rint(np.where(there, ticks, 0) * slack), NEVER).astype(np.int64)
+        there, given = ticks != NEVER, ticks.copy()
+        given[there] = np.rint(ticks[there] * slack[there])
+        return given
 
-    bound_names = [item.name for item in fields(bounds) if item.name != "grace_ticks"]
-    return replace(bounds, **{name: stretched(getattr(bounds, name)) for name in bound_names})
+    return replace(
+        bounds,
+        e2e_ticks=stretched(bounds.e2e_ticks),
+        ttft_ticks=stretched(bounds.ttft_ticks),
+        tpot_ticks=stretched(bounds.tpot_ticks),
+    )
 
 
 def draw_slacks(spec: SteadySpec, seed: int, count: int) -> Float64[np.ndarray, " N"]:
@@ -72,8 +78,11 @@ def tightest_s(bounds: Bounds) -> float:
 def workload_at(spec: SteadySpec, like: SyntheticSpec, rate_rps: float) -> SyntheticSpec:
     """A workload as `like` at a rate, for as long as it takes to have requests enough to count."""
     settled_s = max(like.duration_s, spec.requests / rate_rps)
-    slower = at_rate(like, rate_rps)
-    return slower.model_copy(update={"duration_s": spec.settle_s + settled_s})
+    there = {
+        "arrivals": arrivals.at_rate(like.arrivals, rate_rps),
+        "duration_s": spec.settle_s + settled_s,
+    }
+    return like.model_copy(update=there)
 
 
 def count(

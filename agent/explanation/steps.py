@@ -101,24 +101,25 @@ def step_table(steps: Sequence[Step], labels: Sequence[str], models: Sequence[st
             f"{step.at_s:.2f}", f"{step.rates_rps[1]:.0f}", _by_model(step.running),
             _by_model(step.waiting), Value(labels[step.choice], mark=step.changed),
             _text(step.values[step.choice]), _text(step.lead),
-            labels[step.next_best] if step.next_best >= 0 else "–",
+            str(step.next_best) if step.next_best >= 0 else "–",
         ]
         for step in steps
     ]  # fmt: skip
     return table(
         header, rows,
-        f"Decisions around the jump; a choice that replaced another is marked. Running and waiting: "
+        "Decisions around the jump; a choice that replaced another is marked. Running and waiting: "
         f"{', '.join(models)}.",
     )  # fmt: skip
 
 
 def stepper(
     steps: Sequence[Step], labels: Sequence[str], models: Sequence[str], *,
-    duration_s: float, axis: tuple[float, float], figure: Markup,
+    duration_s: float, start_s: float, axis: tuple[float, float], figure: Markup,
 ) -> Markup:  # fmt: skip
     """The time line `figure` with a slider that moves over the decisions under it.
 
-    `axis` is where the time axis begins and ends, as shares of the figure's width.
+    `axis` is where the time axis begins and ends, as shares of the figure's width. The slider is at
+    the first decision after `start_s` at first.
     """
     source = resources.files("agent.explanation").joinpath("stepper.jinja").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -128,6 +129,7 @@ def stepper(
         "models": list(models),
         "windows": list(WINDOWS_S),
         "duration": duration_s,
+        "start": start_s,
         "axis": list(axis),
     }
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")

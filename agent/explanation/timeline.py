@@ -40,7 +40,8 @@ def in_force(
     """Share of the requests of each bin `at` that were routed under each choice."""
     counts = np.bincount(at * n_choices + choice, minlength=n_bins * n_choices)
     counts = counts.reshape(n_bins, n_choices)
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    shares: Float64[np.ndarray, "W A"] = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return shares
 
 
 @drawn
@@ -65,8 +66,8 @@ def timeline(
     counts = np.bincount(at * len(workload.tasks) + workload.task,
                          minlength=n_bins * len(workload.tasks))  # fmt: skip
     by_task = counts.reshape(n_bins, -1) / bin_s
-    came.stackplot(mid_s, by_task.T, labels=workload.tasks, alpha=0.75, step="mid",
-                   colors=[SERIES[t % len(SERIES)][0] for t in range(len(workload.tasks))])  # fmt: skip
+    colours = [SERIES[t % len(SERIES)][0] for t in range(len(workload.tasks))]
+    came.stackplot(mid_s, by_task.T, labels=workload.tasks, alpha=0.75, colors=colours)
     _title(came, "arrivals by task, requests/s", legend=True)
 
     shares = in_force(recording.choice, at, n_bins, len(labels))
@@ -79,9 +80,7 @@ def timeline(
         mean = _mean(short, at[decisions.request], n_bins)
         known = ~np.isnan(mean)
         valued.plot(mid_s[known], mean[known], color=SERIES[number % len(SERIES)][0],
-                    linewidth=1.4, label=labels[choice])  # fmt: skip
-    lowest = np.nanquantile([line.get_ydata() for line in valued.get_lines()][0], 0.0)
-    valued.set_ylim(min(lowest, -1e-3) * 1.1, -min(lowest, -1e-3) * 0.06)
+                    linewidth=1.4, label=str(choice))  # fmt: skip
     _title(valued, "value less that of the best, of the choices most in force", legend=True)
 
     for axes, inside, title in (
@@ -99,7 +98,7 @@ def timeline(
     answered.fill_between(mid_s, served.sum(axis=0), rate, color=MISSED[1][0], linewidth=0,
                           label="missed or shed")  # fmt: skip
     answered.plot(mid_s, rate, color=INK, linewidth=0.8)
-    _title(answered, "answered in time by model, of what arrived then, requests/s", legend=True)
+    _title(answered, "arrivals answered in time, by model, requests/s", legend=True)
 
     _utility(earned, burst)
     for axes in panels:
@@ -107,6 +106,7 @@ def timeline(
         axes.set_xlim(0, duration_s)
     earned.set_xlabel("time of arrival, s")
     figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # as it is now
     place = earned.get_position()
     return figure, (float(place.x0), float(place.x1))
 
@@ -119,7 +119,7 @@ def _utility(axes: Axes, burst: Burst) -> None:
         best = model == burst.best_static
         colour = SERIES[1][0] if best else GREYS[number % len(GREYS)][0]
         axes.plot(at_s, earned_share(sums), "--", color=colour, linewidth=1.8 if best else 1,
-                  label=f"{model} alone{', the best static' if best else ''}")  # fmt: skip
+                  label=f"{model} alone{' (best)' if best else ''}")  # fmt: skip
     axes.plot(at_s, earned_share(burst.router), color=SERIES[0][0], linewidth=2.2, label="router")
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.05)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -132,7 +132,9 @@ def _strips(
     corners, faces = [], []
     for column, row in zip(*np.nonzero(shares), strict=True):
         left, right = column * bin_s, (column + 1) * bin_s
-        corners.append([(left, row + 0.1), (right, row + 0.1), (right, row + 0.9), (left, row + 0.9)])
+        corners.append(
+            [(left, row + 0.1), (right, row + 0.1), (right, row + 0.9), (left, row + 0.9)]
+        )
         faces.append(to_rgba(SERIES[0][0], 0.15 + 0.85 * shares[column, row]))
     axes.add_collection(PolyCollection(corners, facecolors=faces, linewidths=0))
     axes.set_ylim(len(rows), 0)
@@ -143,7 +145,7 @@ def _strips(
 def _title(axes: Axes, text: str, *, legend: bool = False) -> None:
     axes.set_title(text, fontsize=10.5)
     if legend:
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=4, fontsize=9,
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=6, fontsize=9,
                     borderaxespad=0.2, handlelength=1.4)  # fmt: skip
 
 
