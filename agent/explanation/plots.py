@@ -62,7 +62,7 @@ def by_load(
         faces.append((colour, 0.04 + 0.9 * strength))
         axes.text(
             column + 0.5, row + 0.5, texts[column][row], ha="center", va="center", fontsize=9,
-            color=PAPER if strength > 0.55 else INK,
+            color=PAPER if strength > 0.7 else INK,
         )  # fmt: skip
     _draw(axes, boxes, faces)
     axes.set_xlim(0, len(loads))

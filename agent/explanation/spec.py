@@ -1,8 +1,8 @@
 """The typed configuration of an explanation."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field
 
 from agent.evaluation import LogGrid
 from sim.arrivals import WindowedGamma
@@ -17,6 +17,12 @@ from sim.workload import SyntheticSpec
 Load = Annotated[float, Field(ge=0)]  # arrival rate in multiples of the largest model's capacity
 
 
+def _jumping(loads: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(loads)) < 2:
+        raise ValueError("must differ: there is no jump")
+    return loads
+
+
 class SteadySpec(Spec):
     """Stationary loads, each with requests of all slacks."""
 
@@ -29,15 +35,9 @@ class SteadySpec(Spec):
 class BurstSpec(Spec):
     """Loads one after the other."""
 
-    loads: tuple[Load, ...] = Field(min_length=2)
+    loads: Annotated[tuple[Load, ...], AfterValidator(_jumping)]
     each_s: float = Field(gt=0, le=MAX_S)  # how long each of them holds
     window_s: WindowWidth  # of arrival: what utility is told of
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if len(set(self.loads)) == 1:
-            raise ValueError("loads must differ: there is no jump")
-        return self
 
     @property
     def highest(self) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from jaxtyping import Float64, Int64
 from agent.explanation.recorder import Decisions, Recording
 from agent.explanation.spec import SteadySpec
 from sim import arrivals
+from sim.config import ConfigError
 from sim.ticks import NEVER, TICKS_PER_S, to_ticks
 from sim.types import Bounds
 from sim.workload import SyntheticSpec
@@ -89,13 +90,21 @@ def count(
     recordings: Sequence[Recording], slacks: Sequence[Float64[np.ndarray, " N"]],
     loads: Float64[np.ndarray, " L"], spec: SteadySpec, bound_s: float,
 ) -> Steady:  # fmt: skip
-    """Count runs, one at each load, and the slacks that were given to its requests."""
+    """Count runs, one at each load, and the slacks that were given to its requests.
+
+    Raises:
+        ConfigError: if there is a load under which nothing was decided once it had settled.
+    """
     bands = np.geomspace(spec.slacks.low, spec.slacks.high, spec.slacks.n + 1)
-    sent, under, worth = [], [], []
+    sent, under = [], []
+    worth: list[Worth] = []
     for recording, slack in zip(recordings, slacks, strict=True):
         result, decisions = recording.result, recording.decisions
         settled = result.workload.arrival_ticks >= to_ticks(spec.settle_s)
         sent.append(_sent(recording, slack, bands, settled))
+        if not settled[decisions.request].any():
+            allowed = f"more: nothing is decided under a load of {loads[len(worth)]:.2g}"
+            raise ConfigError("steady.requests", spec.requests, allowed)
         n_choices = decisions.values.shape[1]
         under.append(np.bincount(recording.choice[settled], minlength=n_choices))
         worth.append(worth_of(decisions.rows(settled[decisions.request])))

@@ -123,7 +123,8 @@ def _utility(axes: Axes, burst: Burst) -> None:
     axes.plot(at_s, earned_share(burst.router), color=SERIES[0][0], linewidth=2.2, label="router")
     axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.05)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    _title(axes, f"utility earned / peak, in windows of {window_s:g} s", legend=True)
+    _title(axes, f"utility earned / peak, in windows of {window_s:g} s")
+    axes.legend(loc="lower left", ncols=2, fontsize=9, handlelength=1.8)
 
 
 def _strips(
@@ -136,7 +137,7 @@ def _strips(
             [(left, row + 0.1), (right, row + 0.1), (right, row + 0.9), (left, row + 0.9)]
         )
         faces.append(to_rgba(SERIES[0][0], 0.15 + 0.85 * shares[column, row]))
-    axes.add_collection(PolyCollection(corners, facecolors=faces, linewidths=0))
+    axes.add_collection(PolyCollection(corners, facecolors=faces, edgecolors=faces, linewidths=0.3))
     axes.set_ylim(len(rows), 0)
     axes.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=9, color=INK)
     axes.grid(visible=False)
