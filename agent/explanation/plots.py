@@ -79,7 +79,7 @@ def worth(steady: Steady) -> Figure:
 
     With the two parts of each where the router has them.
     """
-    figure = Figure(figsize=(WIDTH, 3.3))
+    figure = Figure(figsize=(WIDTH, 3.5))
     made, lead = figure.subplots(1, 2)
     loads, worths = steady.loads, steady.worth
     _parted(made, loads, [w.made for w in worths], [w.parts for w in worths])
@@ -87,7 +87,8 @@ def worth(steady: Steady) -> Figure:
     _parted(lead, loads, [w.lead for w in worths], [w.lead_parts for w in worths])
     lead.set_title("its lead over the next best", fontsize=11)
     if any(w.parts for w in worths):
-        made.legend(fontsize=10)
+        figure.legend(*made.get_legend_handles_labels(), loc="outside upper left", ncols=3,
+                      fontsize=10)  # fmt: skip
     return figure
 
 
