@@ -104,7 +104,7 @@ def make_architecture(config: Mapping[str, object], key: str) -> Architecture:
     """
     parts = (
         "name", "schema", "alone", "any_models", "hold_s", "hysteresis", "n_choices", "network",
-        "features", "allowed", "act",
+        "features", "allowed", "act", "label",
     )  # fmt: skip
     return cast(Architecture, build(config, key, parts))
 

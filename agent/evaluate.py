@@ -93,9 +93,9 @@ def _row(standing: Standing) -> dict[str, str | float | bool | None]:
     }
 
 
-def origin_of(spec: EvaluationSpec, program: str = "agent.evaluate") -> dict[str, str]:
-    """Where the numbers come from, for people and programs."""
-    bundle = load_bundle(spec.cluster.profile)
+def origin_of(profile: str, program: str = "agent.evaluate") -> dict[str, str]:
+    """Where the numbers come from, for people and programs; errors as of `load_bundle`."""
+    bundle = load_bundle(profile)
     return {
         "profile": f"{bundle.meta.kind}, {bundle.meta.device}",
         "profile hash": bundle.content_hash,
@@ -202,7 +202,7 @@ def evaluate(config: DictConfig) -> None:
         if spec.challenger is not None and bounds is not None:
             win = judge(trials, bounds, spec.challenger, baselines)
     exceeded = exceeding(trials, bounded) if spec.bound else []
-    origin = origin_of(spec)
+    origin = origin_of(spec.cluster.profile)
     write_results(spec, trials, standings, origin, bounded, win)
     page = Path(spec.output_dir, "report.html")
     write_report(

@@ -116,7 +116,7 @@ def mix_over_time(trials: Sequence[Trial], models: Sequence[str]) -> Figure:
         by_model = np.array(trial.timeline_on_time, dtype=np.float64)
         served = np.stack([_smooth(column) for column in by_model.T]) / bin_s
         axes.fill_between(at_s, served.sum(axis=0), arrivals, color=MISSED[0][0], linewidth=0)
-        axes.stackplot(at_s, served, colors=[_shade(m, len(models)) for m in range(len(models))])
+        axes.stackplot(at_s, served, colors=[shade(m, len(models)) for m in range(len(models))])
         axes.plot(at_s, arrivals, color=INK, linewidth=1)
         axes.set_title(trial.policy, fontsize=11)
         axes.set_xlim(0, trial.duration_s)
@@ -125,7 +125,7 @@ def mix_over_time(trials: Sequence[Trial], models: Sequence[str]) -> Figure:
     for axes in panels[-1]:
         axes.set_xlabel("time of arrival, s")
     figure.supylabel("requests/s", color=SOFT, fontsize=11)
-    keys = [Patch(color=_shade(m, len(models)), label=name) for m, name in enumerate(models)]
+    keys = [Patch(color=shade(m, len(models)), label=name) for m, name in enumerate(models)]
     keys.append(Patch(color=MISSED[0][0], label="not in time"))
     figure.legend(handles=keys, loc="outside upper left", ncols=len(keys), fontsize=10)
     return figure
@@ -267,7 +267,7 @@ def _rows(
     return figure, panels
 
 
-def _shade(model: int, n_models: int) -> str:
+def shade(model: int, n_models: int) -> str:
     """Small models are light, large ones dark."""
     place = round(model * (len(SCALE) - 1) / max(n_models - 1, 1))
     return SCALE[place][0]

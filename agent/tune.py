@@ -51,7 +51,7 @@ def main(config: DictConfig) -> None:
             trials, _ = play(evaluation, compose_policies(evaluation.policies), console)
         standings = compare(trials)
     searches = judge(candidates, standings)
-    origin = origin_of(evaluation, "agent.tune")
+    origin = origin_of(evaluation.cluster.profile, "agent.tune")
     folder = Path(spec.output_dir)
     content = {
         "provenance": origin,

@@ -41,6 +41,9 @@ class Architecture(Protocol):
     def act(self, choice: Int[Array, ""], observation: Observation) -> Int[Array, ""]:
         """The replica that the observed request goes to under a choice, or SHED."""
 
+    def label(self, choice: int, cluster: Cluster) -> str:
+        """A name of a choice, to show people."""
+
 
 def log_scaled(values: Float32[Array, "*n"], observation: Observation) -> Float32[Array, "*n"]:
     """Counts and rates on a scale of about one: log(1 + x)/8."""

@@ -13,7 +13,7 @@ from agent.architectures.network import PlanNet
 from agent.rule import share_of_bounds, tightest
 from agent.service_plans import fluid
 from agent.service_plans.partitions import gears
-from agent.service_plans.plan import Table
+from agent.service_plans.plan import Table, served_text
 from agent.service_plans.pricing import MOST, Prices, route
 from sim.config import Spec, check
 from sim.observation import WINDOW_BITS, Array, Observation
@@ -155,6 +155,15 @@ class Gears:
         """See the class."""
         prices = self.prices(observation.cluster)
         return route(prices, choice, self._spec.help_price, self._spec.floor, observation)
+
+    def label(self, choice: int, cluster: Cluster) -> str:
+        """How many devices serve which model, at which prices."""
+        model = gears(cluster.n_devices, len(cluster.models))
+        placement = int(self._placement_of(len(model))[choice])
+        wait, start = (float(column[choice]) for column in self.prices(cluster)[1:])
+        if placement == len(model):
+            return f"all models everywhere, wait {wait:g}, start {start:g}"
+        return f"{served_text(model[placement], cluster.models)}, wait {wait:g}"
 
 
 def _shared(

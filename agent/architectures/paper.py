@@ -63,3 +63,7 @@ class Paper:
         """The least loaded replica of the model."""
         of_model = observation.cluster.replica_model == choice
         return least(observation, load(observation), observation.mask & of_model)
+
+    def label(self, choice: int, cluster: Cluster) -> str:
+        """The model."""
+        return cluster.models[choice]

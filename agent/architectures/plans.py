@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from agent.architectures.network import PlanNet
 from agent.service_plans import fluid
-from agent.service_plans.plan import Table, follow, served_by
+from agent.service_plans.plan import Table, follow, served_by, served_text
 from sim.config import ConfigError, Spec, check
 from sim.observation import WINDOW_BITS, Array, Observation
 from sim.ticks import MAX_S
@@ -119,6 +119,16 @@ class Plans:
     def act(self, choice: Int[Array, ""], observation: Observation) -> Int[Array, ""]:
         """See the class."""
         return follow(self.table(observation.cluster), choice, observation)
+
+    def label(self, choice: int, cluster: Cluster) -> str:
+        """How many devices serve which model, and price and cap where they are not the usual."""
+        plan, usual_cap = self._plans[choice], PlanSpec.model_fields["cap"].default
+        told = [served_text(self.table(cluster).model[choice], cluster.models)]
+        if plan.price > 0:
+            told.append(f"price {plan.price:g}")
+        if plan.cap != usual_cap:
+            told.append(f"cap {plan.cap}")
+        return ", ".join(told)
 
 
 @cache

@@ -81,6 +81,10 @@ class Replicas:
         """The replica of that number; the last choice is to shed."""
         return observation.xp.where(choice < observation.mask.shape[0], choice, SHED)
 
+    def label(self, choice: int, cluster: Cluster) -> str:
+        """The replica, or `shed`."""
+        return cluster.replica_name(choice) if choice < cluster.n_replicas else "shed"
+
 
 class Scores(nn.Module):
     """Values of the replicas and of shedding, equivariant in the replicas (arXiv 1703.06114).

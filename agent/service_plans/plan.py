@@ -3,6 +3,7 @@
 P plans, D devices, M models, T tasks.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,13 @@ def served_by(until: Float[np.ndarray, " M"], n_devices: int) -> Int[np.ndarray,
     """The model of each device: the largest on the first until its count, and so on."""
     rank = np.searchsorted(until, np.arange(n_devices), side="right")
     return len(until) - 1 - rank
+
+
+def served_text(model: Int[np.ndarray, " D"], models: Sequence[str]) -> str:
+    """How many devices serve which model, large to small, such as `3 × opt-6.7b, 1 × opt-1.3b`."""
+    counts = np.bincount(model, minlength=len(models))
+    served = zip(counts[::-1].tolist(), reversed(models), strict=True)
+    return ", ".join(f"{count} × {name}" for count, name in served if count)
 
 
 def follow(table: Table, choice: Int[Array, ""], observation: Observation) -> Int[Array, ""]:
