@@ -106,22 +106,19 @@ def share_of_bounds(
     return share
 
 
-def in_time(observation: Observation) -> Float[Array, " R"]:
+def likely_in_time(observation: Observation) -> Float[Array, " R"]:
     """How likely each replica is to answer in time, where the length of the answer is not known.
 
-    That the answer is no longer than the tokens that the replica is predicted to emit in time: its
-    length is taken to be log-logistic about the mean of finished requests, and at most
-    `max_tokens`. Waiting counts half as long again as predicted, and half of a grace is given.
-    The bounds on the first token and between tokens are met as of `likely`.
+    That the answer is no longer than the tokens that the replica is predicted to emit in time.
+    Waiting counts half as long again as predicted, and half of a grace is given. The bounds on the
+    first token and between tokens are met as of `likely`.
     """
     xp, later_ticks = observation.xp, observation.longer_wait_ticks
     grace_ticks = observation.grace_ticks // 2
     first_ticks = observation.predicted_ttft_ticks + later_ticks
     left_ticks = observation.e2e_slack_ticks + grace_ticks - first_ticks
     tokens = 1 + xp.maximum(left_ticks, 0) / xp.maximum(observation.predicted_round_ticks, 1)
-    typical = MEDIAN * observation.expected_output_tokens
-    enough = 1 / (1 + (typical / tokens) ** (1 / SPREAD_OF_LENGTHS))
-    last = xp.where(tokens >= observation.max_tokens, 1.0, enough) * (left_ticks >= 0)
+    last = short_enough(tokens, observation) * (left_ticks >= 0)
     share = xp.zeros(len(observation.running))
     for predicted, allowed in (
         (first_ticks, observation.ttft_slack_ticks + grace_ticks),
@@ -130,6 +127,18 @@ def in_time(observation: Observation) -> Float[Array, " R"]:
         of_bound = xp.where(allowed > 0, predicted / xp.maximum(allowed, 1), xp.inf)
         share = xp.maximum(share, of_bound)
     return xp.minimum(last, likely(share, SPREAD_OF_TIMES))
+
+
+def short_enough(tokens: Float[Array, "*n"], observation: Observation) -> Float[Array, "*n"]:
+    """How likely the answer is to have no more than so many tokens, each more than 0.
+
+    Its length is taken to be log-logistic about the mean of finished requests, and at most
+    `max_tokens`.
+    """
+    xp = observation.xp
+    typical = MEDIAN * observation.expected_output_tokens
+    likely_enough = 1 / (1 + (typical / tokens) ** (1 / SPREAD_OF_LENGTHS))
+    return xp.where(tokens >= observation.max_tokens, 1.0, likely_enough)
 
 
 def scale_of(window_s: float) -> int:
