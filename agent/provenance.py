@@ -19,7 +19,7 @@ ELSEWHERE = (
     "blame.py", "credit.py", "practice.py", "reward.py", "train.py", "trainer.py", "training.py",
     "training_report.py", "dqn/",
     "sweep.py", "gather.py", "tune.py", "tuning.py", "tuning_report.py",
-    "clairvoyant.py", "exact.py", "environment.py",
+    "clairvoyant.py", "exact.py", "environment.py", "claims/",
 )  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def _scenario(
     rates = [rate for _, rate in cells_of(own)]
     parts: list[Markup] = []
     if len(rates) > 1:
-        parts += _sweep(own, look, capacity_rps)
+        parts += [*sweep(own, look, capacity_rps), _available_table(own)]
     swept = [len(cells_of([s for s in standings if s.scenario == n])) > 1 for n in spec.scenarios]
     if len(rates) == 1 or all(swept):  # one close look for each, or at what is not swept
         focus = min(rates, key=lambda rate: abs((rate or capacity_rps) - capacity_rps))
@@ -162,9 +162,10 @@ def _fitting(spec: EvaluationSpec, trial: Trial) -> str:
     return f" Of {trial.counts['requests']:,} requests {'; '.join(parts)}." if parts else ""
 
 
-def _sweep(
+def sweep(
     standings: Sequence[Standing], look: Mapping[str, plots.Look], capacity_rps: float
 ) -> list[Markup]:
+    """Figures and tables of one scenario over its rates."""
     return [
         figure(
             plots.performance_by_rate(standings, look, capacity_rps),
@@ -179,9 +180,8 @@ def _sweep(
             f"{AVAILABLE:.0%}, the dotted line.",
             "Availability of each policy against the rate of arrivals",
         ),
-        _by_rate(standings, _performance, f"{PERFORMANCE_NOTE}; the most is marked."),
-        _by_rate(standings, _difference, f"{DIFFERENCE_NOTE}, marked where it is above zero."),
-        _available_table(standings),
+        _by_rate(standings, earned_value, f"{PERFORMANCE_NOTE}; the most is marked."),
+        _by_rate(standings, lead_value, f"{DIFFERENCE_NOTE}, marked where it is above zero."),
     ]
 
 
@@ -222,17 +222,19 @@ def _close_look(
     ]
 
 
-def _performance(standing: Standing) -> Value:
+def earned_value(standing: Standing) -> Value:
+    """Utility earned in percent of peak, marked where none earns more."""
     return Value(
-        f"{100 * standing.performance.value:.1f}", _range(standing.performance), standing.best
+        f"{100 * standing.performance.value:.1f}", ends(standing.performance), standing.best
     )
 
 
-def _difference(standing: Standing) -> Value:
+def lead_value(standing: Standing) -> Value:
+    """Points of peak over the best static policy, marked where they are above zero."""
     difference = standing.difference
     if difference is None:
         return Value("best static" if standing.best_static else "–")
-    return Value(_signed(difference.value), _range(difference), difference.low > 0)
+    return Value(_signed(difference.value), ends(difference), difference.low > 0)
 
 
 def _by_rate(
@@ -280,8 +282,8 @@ def _cell_table(standings: Sequence[Standing]) -> Markup:
         per_dollar = s.mean["utility_per_dollar"]
         rows.append([
             s.policy,
-            _performance(s),
-            _difference(s),
+            earned_value(s),
+            lead_value(s),
             f"{100 * s.worst_seed:.1f}",
             f"{100 * s.availability:.1f}",
             f"{s.mean['utility_per_device_s']:.3g}",
@@ -303,7 +305,8 @@ def _cell_name(standing: Standing) -> str:
     return f"{standing.scenario}{rate}"
 
 
-def _range(interval: Interval) -> str:
+def ends(interval: Interval) -> str:
+    """The ends of an interval of a share, in percent."""
     return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}".replace("-", "−")
 
 
