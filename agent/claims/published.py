@@ -8,7 +8,9 @@ MET = {True: "yes", False: "no", None: "–"}  # null: it cannot be told
 
 def keep(results: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `results.json` that is published."""
-    return {part: results[part] for part in ("provenance", "claims", "grid")}
+    grid = results["grid"]
+    shares = None if grid is None else {"shares": grid["shares"]}
+    return {"provenance": results["provenance"], "claims": results["claims"], "grid": shares}
 
 
 def render(published: Mapping[str, Any]) -> str:
