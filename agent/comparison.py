@@ -70,6 +70,11 @@ def policies_of(standings: Sequence[Standing]) -> list[str]:
     return list(dict.fromkeys(s.policy for s in standings))
 
 
+def rate_text(rate_rps: float) -> str:
+    """A rate in three digits, without an exponent."""
+    return f"{float(f'{rate_rps:.3g}'):,.10g}"
+
+
 def summary_values(summary: Summary) -> dict[str, float | None]:
     """The numbers of a summary under flat names, such as `ttft_s.p99` and `windows_above.0.90`."""
     flat: dict[str, float | None] = {}

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from agent.comparison import Standing, cells_of, compare, policies_of
+from agent.comparison import Standing, cells_of, compare, policies_of, rate_text
 from agent.evaluation import EvaluationSpec, PolicySpec, play
 from agent.report import write_report
 from agent.sweep import perform
@@ -108,7 +108,7 @@ def standings_tables(standings: Sequence[Standing]) -> list[Table]:
 
 
 def _rate(rate_rps: float | None) -> str:
-    return "" if rate_rps is None else f"{rate_rps:.3g}/s"
+    return "" if rate_rps is None else f"{rate_text(rate_rps)}/s"
 
 
 def _standings_table(standings: Sequence[Standing], title: str, heads: Sequence[str]) -> Table:

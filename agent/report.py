@@ -7,7 +7,7 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from agent import plots
-from agent.comparison import Interval, Standing, cells_of, policies_of
+from agent.comparison import Interval, Standing, cells_of, policies_of, rate_text
 from agent.evaluation import EvaluationSpec
 from agent.trial import Trial
 from sim.metrics import AVAILABLE, LEAST_ATTAINABLE
@@ -141,7 +141,7 @@ def _introduction(standings: Sequence[Standing], capacity_rps: float) -> str:
     text = f"The largest model alone can sustain {capacity_rps:.3g} of these requests a second."
     impossible = {s.rate_rps: s.mean["attainable"] for s in standings if s.mean["asks_impossible"]}
     for rate, attainable in impossible.items():
-        at = "" if rate is None else f" at {rate:.3g} requests/s"
+        at = "" if rate is None else f" at {rate_text(rate)} requests/s"
         text += (
             f" Mind{at}: even alone on an idle cluster these requests would earn only "
             f"{attainable:.1%} of peak, under {LEAST_ATTAINABLE:.0%}."
@@ -243,7 +243,7 @@ def _by_rate(
     """A table with a row for each policy and a column for each rate of one scenario."""
     rates = [rate for _, rate in cells_of(standings)]
     at = {(s.policy, s.rate_rps): s for s in standings}
-    header = ["", *("" if rate is None else f"{rate:.3g} req/s" for rate in rates)]
+    header = ["", *("" if rate is None else f"{rate_text(rate)} req/s" for rate in rates)]
     rows: list[list[Value | str]] = [
         [policy, *(cell(at[policy, rate]) for rate in rates)] for policy in policies_of(standings)
     ]
@@ -259,7 +259,7 @@ def _available_table(standings: Sequence[Standing]) -> Markup:
     rows = []
     for policy, rate in highest.items():
         ratio = "" if rate is None or base is None else f"{rate / base:.1f}x"
-        rows.append([policy, "none" if rate is None else f"{rate:.3g}", ratio])
+        rows.append([policy, "none" if rate is None else rate_text(rate), ratio])
     return table(
         ["", "available up to, req/s", f"relative to {largest}" if largest else ""],
         rows,
@@ -301,7 +301,7 @@ def _mean_at_lowest(standings: Sequence[Standing], policy: str) -> float:
 
 
 def _cell_name(standing: Standing) -> str:
-    rate = "" if standing.rate_rps is None else f" at {standing.rate_rps:.3g} requests/s"
+    rate = "" if standing.rate_rps is None else f" at {rate_text(standing.rate_rps)} requests/s"
     return f"{standing.scenario}{rate}"
 
 

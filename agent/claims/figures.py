@@ -7,7 +7,7 @@ from matplotlib.ticker import PercentFormatter
 
 from agent.claims.grid import Share
 from agent.claims.record import Record
-from agent.comparison import Standing
+from agent.comparison import Standing, rate_text
 from agent.plots import ROW, WIDTH
 from sim.metrics import THRESHOLDS
 from sim.report import INK, SCALE, SERIES, SOFT, drawn
@@ -61,7 +61,7 @@ def per_device(records: Mapping[str, Record], routers: Sequence[str]) -> Figure:
 def leads(groups: Mapping[str, Sequence[Standing]], routers: Sequence[str]) -> Figure:
     """Each router's lead over the best static system of each cell, with its interval."""
     rows = [
-        (f"{name}{'' if s.rate_rps is None else f' {s.rate_rps:.3g}/s'}", s)
+        (f"{name}{'' if s.rate_rps is None else f' {rate_text(s.rate_rps)}/s'}", s)
         for name, standings in groups.items()
         for s in standings
         if s.policy in routers and s.difference is not None

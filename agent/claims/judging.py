@@ -115,7 +115,7 @@ def at_ten_times(
     over = own.over(base)
     return [
         Claim(keys[0], router, says[0], wanted[0], answered, own.availability >= AVAILABLE),
-        Claim(keys[1], router, says[1], wanted[1], points(over), over.value > 0),
+        Claim(keys[1], router, says[1], wanted[1], points(over), over.low > 0),
     ]
 
 
@@ -156,7 +156,7 @@ def on_twice(router: str, own: Record, doubled: Mapping[str, Record]) -> list[Cl
             f"how often above {TWICE_ABOVE:.0%} of peak, against twice the devices",
             "> 1x",
             f"{above}: {_shares(above)} of {often}",
-            above.part > above.whole,
+            above.part > above.whole if above.low is None else above.low > 1.0,
         ),
         Claim(
             "per_device_often",

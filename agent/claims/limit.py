@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
 
+from agent.comparison import rate_text
 from sim.metrics import AVAILABLE
 
 RATE = 10.0  # times the highest rate of the largest model alone: where availability is claimed
@@ -23,8 +24,9 @@ class Limit:
 
     def __str__(self) -> str:
         if self.available_rps is None:
-            return f"not even at {self.unavailable_rps:.3g}/s"
-        return f"{'at least ' if self.open else ''}{self.available_rps:.3g}/s"
+            lowest = self.unavailable_rps
+            return "at no rate" if lowest is None else f"not even at {rate_text(lowest)}/s"
+        return f"{'at least ' if self.open else ''}{rate_text(self.available_rps)}/s"
 
 
 def limit_of(availability: Mapping[float, float]) -> Limit:

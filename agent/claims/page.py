@@ -16,7 +16,7 @@ from agent.claims.playing import SCENARIO, Played
 from agent.claims.published import MET
 from agent.claims.record import Record, record_of, times_above, times_earned_per_device
 from agent.claims.spec import ClaimsSpec
-from agent.comparison import Standing, compare, policies_of
+from agent.comparison import Standing, compare, policies_of, rate_text
 from agent.report import earned_value, lead_value, sweep
 from agent.trial import Trial
 from sim.metrics import THRESHOLDS
@@ -110,7 +110,7 @@ def _stable(spec: ClaimsSpec, played: Played) -> Section:
                     for s in at_ten
                 ],
                 f"At {RATE:g} times the highest rate of {spec.statics[-1]}, "
-                f"{at_ten[0].rate_rps:.4g} requests/s.",
+                f"{rate_text(at_ten[0].rate_rps or 0.0)} requests/s.",
             )
         )
     text = "Independent arrivals at a constant rate."
@@ -271,7 +271,7 @@ def _cells(groups: Mapping[str, Sequence[Standing]]) -> Markup:
     heads, columns = [""], []
     for name, standings in groups.items():
         for rate in dict.fromkeys(s.rate_rps for s in standings):
-            heads.append(name if rate is None else f"{name} {rate:.3g}/s")
+            heads.append(name if rate is None else f"{name} {rate_text(rate)}/s")
             columns.append({s.policy: s for s in standings if s.rate_rps == rate})
     rows: list[list[Value | str]] = []
     for policy in names:

@@ -98,6 +98,12 @@ def test_a_limit_outside_of_what_was_tried_is_left_so(limit):
     assert halved(limit, 4, lambda _: 1 / 0) == limit
 
 
+def test_a_limit_is_told_in_plain_digits():
+    assert str(Limit(1014.0, 1100.0)) == "1,010/s"
+    assert str(Limit(99.95, None)) == "at least 100/s"
+    assert str(Limit(None, 22.8)) == "not even at 22.8/s"
+
+
 def test_windows_are_counted_over_all_cells_and_seeds_but_for_the_empty():
     trials = [
         make_trial("learned", [9.7, 9.9, 0.0], peak=[10.0, 10.0, 0.0]),
@@ -169,6 +175,10 @@ def test_twice_the_devices_are_beaten_where_they_fall_behind():
     assert claims["per_device"].found.endswith("all of peak were 2.86x")
     level = on_twice("learned", own, records(8, large=[9.5] * 10))
     assert [claim.met for claim in level] == [False, False, False]
+    luck = record_of([make_trial("learned", [9.5] * 6 + [5.0] * 4)], "learned", 4)
+    told = on_twice("learned", luck, records(8, large=[5.0] * 5 + [9.5] * 5))[0]
+    assert told.found.startswith("1.20x")
+    assert not told.met  # its interval holds 1
 
 
 @pytest.mark.parametrize(
@@ -325,10 +335,11 @@ TINY = [
 
 @pytest.mark.slow
 def test_all_claims_are_measured_kept_and_shown(tmp_path, monkeypatch):
-    spec, quiet = make_spec(*TINY, f"output_dir={tmp_path}"), Console(quiet=True)
+    second = "paper_checkpoint=pkg://agent.checkpoints/default"
+    spec, quiet = make_spec(*TINY, second, f"output_dir={tmp_path}"), Console(quiet=True)
     played, points = play_all(spec, quiet), play_grid(spec, quiet)
     claims = judge(spec, played)
-    assert [claim.key for claim in claims] == [
+    assert [claim.key for claim in claims] == 2 * [
         "rate", "available", "utility", "above_96", "above_98", "ahead", "twice",
         "per_device_often", "per_device", "arrival_shift", "task_shift", "deadlines",
     ]  # fmt: skip
@@ -336,7 +347,7 @@ def test_all_claims_are_measured_kept_and_shown(tmp_path, monkeypatch):
     assert len(claims_table(claims, points).rows) == len(claims)
     results = results_of(spec, played, claims, points, {"profile": "analytic"})
     json.dumps(results, allow_nan=False)
-    assert len(results["grid"]["points"]) == 1
+    assert [point["router"] for point in results["grid"]["points"]] == ["learned", "paper"]
     page = Path(tmp_path, "report.html")
     write_page_of(page, spec=spec, played=played, claims=claims, points=points, origin={})
     text = page.read_text("utf-8")
