@@ -5,7 +5,8 @@ them and the hashes of profile and rules; the README shows them between a pair o
 `<!-- results: <name> -->` and `<!-- end -->`, as `render` writes them. Recorded runs, one folder
 each, are kept together as `recorded`; the validation of a bundle is kept as `calibration`,
 the held-out errors of a bundle made from outside as `served`, a live validation as `live`, with the
-device where it is no CPU, and `trained` where answers were scored.
+device where it is no CPU, and `trained` where answers were scored. The claims of the paper are kept
+under the name that they were measured by.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from agent.claims import published as claims
 from sim.rules import rules_hash
 
 README = Path("README.md")
@@ -46,6 +48,8 @@ def keep(results: Mapping[str, Any]) -> Published:
 
 def render(published: Published) -> str:
     """The figures as Markdown: a table, and the command that made it."""
+    if "claims" in published:
+        return claims.render(published)
     if "benchmarks" in published:
         return _benchmarks(published)
     if "recorded" in published:
@@ -256,8 +260,8 @@ def main() -> None:
         "folder",
         nargs="*",
         type=Path,
-        help="an output_dir of agent.evaluate, calibrate.validate_run or validate_bundle, or "
-        "live.validate; a bundle",
+        help="an output_dir of agent.evaluate or claims, calibrate.validate_run or "
+        "validate_bundle, or live.validate; a bundle",
     )
     for folder in parser.parse_args().folder:
         if not (folder / "results.json").exists() and (folder / "meta.json").exists():
@@ -277,6 +281,8 @@ def main() -> None:
             path, kept = RESULTS / f"{'_'.join(['live', *kind])}.json", keep_live(results)
         elif "held_out" in results:
             path, kept = RESULTS / "calibration.json", keep_calibration(results)
+        elif "claims" in results:
+            path, kept = RESULTS / f"{results['config']['name']}.json", claims.keep(results)
         else:
             path, kept = RESULTS / f"{results['config']['name']}.json", keep(results)
         path.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")

@@ -39,5 +39,8 @@ def test_a_result_was_made_under_the_rules_and_the_profile_of_today(path):
         measured = load_bundle("pkg://calibrate.profiles/cpu-epyc-1-thread")
         assert origin["bundle hash"] == measured.content_hash, origin["command"]
         return
+    if "claims" in published:  # of the router that ships
+        shipped_hash = files_hash("pkg://agent.checkpoints/default", "checkpoint")
+        assert origin["checkpoint of learned"] == shipped_hash, origin["command"]
     shipped = load_bundle("pkg://calibrate.profiles/a100-80gb-analytic")
     assert origin["profile hash"] == shipped.content_hash, origin["command"]
