@@ -2,8 +2,8 @@
 
 FOLDER is that of a sweep of `agent.train` or `agent.evaluate`. With `--utilities hard soft …` every
 checkpoint that the sweep trained is evaluated under each of these utilities first, on the same
-workloads (`--experiment`): routers that were trained for another reward are told apart by what they
-are scored by.
+workloads (`--experiment`, with `--settings`): routers that were trained for another reward are told
+apart by what they are scored by.
 """
 
 import argparse
@@ -87,7 +87,10 @@ def means(results: Mapping[str, Any]) -> dict[str, float]:
     return {policy: fmean(values) for policy, values in earned.items()}
 
 
-def evaluate(jobs: Sequence[Job], folder: Path, utilities: Sequence[str], experiment: str) -> None:
+def evaluate(
+    jobs: Sequence[Job], folder: Path, utilities: Sequence[str], experiment: str,
+    settings: Sequence[str],
+) -> None:  # fmt: skip
     """Evaluate every checkpoint of the sweep under each utility, and add it to what was measured.
 
     Raises:
@@ -110,6 +113,7 @@ def evaluate(jobs: Sequence[Job], folder: Path, utilities: Sequence[str], experi
         command = [
             sys.executable, "-m", "agent.evaluate", f"experiment={experiment}",
             f"utility={utility}", f"policies=[{policies}]", f"output_dir={own}", f"name={utility}",
+            *settings,
         ]  # fmt: skip
         subprocess.run(command, check=True)
         found = means(json.loads((own / "results.json").read_text("utf-8")))
@@ -198,11 +202,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="hydra.sweep.dir of the sweep")
     parser.add_argument("--utilities", nargs="*", default=[], help="names in conf/utility")
     parser.add_argument("--experiment", default="quick", help="what checkpoints are evaluated on")
+    parser.add_argument(
+        "--settings", nargs="*", default=[], help="of that evaluation, such as seeds=[4,5]"
+    )
     given = parser.parse_args(arguments)
     console = Console()
     try:
         jobs = read(given.folder)
-        evaluate(jobs, given.folder, given.utilities, given.experiment)
+        evaluate(jobs, given.folder, given.utilities, given.experiment, given.settings)
         page = write(jobs, given.folder)
     except (OSError, subprocess.CalledProcessError) as error:
         sys.exit(f"refused: {error}")
