@@ -31,6 +31,7 @@ from sim.files import whole
 from sim.report import SERIES, Section, Value, drawn, figure, percent, table, write_page
 
 EVALUATIONS = "utilities"  # the folder of those that `--utilities` asks for
+UNFINISHED = "killed, or not at its end yet"
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Job:
         """What became of it, in words."""
         record = self.record
         if record.status == "running":
-            return "killed, or not at its end yet"
+            return UNFINISHED
         return f"failed: {record.reason}" if record.status == "failed" else "done"
 
 
@@ -139,7 +140,10 @@ def write(jobs: Sequence[Job], folder: Path) -> Path:
         pyarrow.csv.write_csv(pa.Table.from_pylist(rows), draft)
     page = folder / "gathered.html"
     counts = Counter(job.record.status for job in jobs)
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    told = ", ".join(
+        f"{count} {UNFINISHED if status == 'running' else status}"
+        for status, count in counts.items()
+    )
     cells: list[list[Value | str]] = [
         [job.name, job.status, *(_percent(job.measured.get(c)) for c in columns)] for job in jobs
     ]
@@ -148,7 +152,8 @@ def write(jobs: Sequence[Job], folder: Path) -> Path:
         parts.insert(
             0,
             figure(
-                dots(jobs, columns), "Utility earned in % of peak, job by job.",
+                dots(jobs, columns), "Utility earned in % of peak, job by job: a router's where it "
+                "was validated, a policy's or under a utility the mean over an evaluation's cells.",
                 "Utility earned by each job",
             ),
         )  # fmt: skip
@@ -163,19 +168,20 @@ def write(jobs: Sequence[Job], folder: Path) -> Path:
 
 @drawn
 def dots(jobs: Sequence[Job], columns: Sequence[str]) -> Figure:
-    """A row for each job, a colour for each thing measured."""
-    figure = Figure(figsize=(WIDTH, 0.32 * len(jobs) + 1.0))
+    """A row for each job, a colour and a height within the row for each thing measured."""
+    figure = Figure(figsize=(WIDTH, 0.32 * len(jobs) + 1.3))
     axes = figure.subplots()
     for number, column in enumerate(columns):
+        below = 0.4 * ((number + 0.5) / len(columns) - 0.5)  # equal values do not hide each other
         at = [row for row, job in enumerate(jobs) if column in job.measured]
         axes.plot(
-            [jobs[row].measured[column] for row in at], at, "o", markersize=5, label=column,
-            color=SERIES[number % len(SERIES)][0],
+            [jobs[row].measured[column] for row in at], [row + below for row in at], "o",
+            markersize=4, label=column, color=SERIES[number % len(SERIES)][0],
         )  # fmt: skip
     axes.set_yticks(range(len(jobs)), [job.name for job in jobs], fontsize=8)
-    axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.legend(loc="best")
+    axes.set_ylim(len(jobs) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside upper center", ncols=5)
     return figure
 
 
