@@ -25,8 +25,8 @@ from tests.systems import make_bounds, make_cluster, make_workload
 
 RULES = (
     BacklogMdp(interval_s=0.5), ExternalityPriced(), FixedGear(1), FluidLP(interval_s=0.5),
-    GearTable(), Hysteresis(), LeastLatency(), PlacementPartition(hold_s=0.5), PowerOfTwo(), RouteBalance(),
-    SlackFit(), StaticMix([1, 2]), TaskThreshold(0.2), WeightedScore(),
+    GearTable(), Hysteresis(), LeastLatency(), PlacementPartition(hold_s=0.5), PowerOfTwo(),
+    RouteBalance(), SlackFit(), StaticMix([1, 2]), TaskThreshold(0.2), WeightedScore(),
 )  # fmt: skip
 
 
