@@ -6,7 +6,7 @@ P plans, D devices, M models, R replicas, T tasks, S time scales.
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from agent.rule import SPREAD_OF_TIMES, likely, short_enough
+from agent.rule import SPREAD_OF_TIMES, likely, short_enough, with_grace
 from agent.service_plans.plan import Table
 from sim.observation import Array, Observation
 from sim.ticks import TICKS_PER_S
@@ -45,7 +45,7 @@ def capacity_rps(observation: Observation) -> Float[Array, " M"]:
     step = step + xp.minimum(batch / output, 1.0) * cost.prompt_ticks
     rate_rps = tokens / (prompt + output) * TICKS_PER_S / step
     token_ticks = batch * TICKS_PER_S / (rate_rps * output)  # Little's law
-    left_ticks = observation.e2e_slack_ticks + observation.grace_ticks // 2
+    left_ticks = with_grace(observation.e2e_slack_ticks, observation)
     in_time = short_enough(left_ticks / token_ticks, observation)
     in_time = xp.minimum(in_time, likely(token_ticks / observation.tpot_ticks, SPREAD_OF_TIMES))
     goodput_rps = xp.max(rate_rps * in_time, axis=0)
