@@ -9,11 +9,12 @@ from sim.cluster import simulate
 from sim.ticks import NEVER, TICKS_PER_S
 from sim.types import Bounds, Cluster, Outcome, Workload
 
-BACKLOG = 2000  # requests
+BACKLOG = 2000  # requests, at least
+BACKLOG_PER_DEVICE = 500  # several times what a full batch holds
 MIDDLE = (0.2, 0.8)  # shares of the finishes between which the throughput is taken
 
 
-def capacity_rps(cluster: Cluster, workload: Workload, backlog: int = BACKLOG) -> float:
+def capacity_rps(cluster: Cluster, workload: Workload, backlog: int | None = None) -> float:
     """Throughput of a cluster, in requests/s, on a backlog without bounds.
 
     All requests are there at the start and none is cancelled; filling up and draining are left
@@ -22,11 +23,13 @@ def capacity_rps(cluster: Cluster, workload: Workload, backlog: int = BACKLOG) -
     Args:
         cluster: the replicas to saturate.
         workload: where the lengths and tasks of the backlog come from, again and again.
-        backlog: number of requests.
+        backlog: number of requests; by default enough to fill every batch several times.
 
     Raises:
         ValueError: if fewer than 20 requests can be served.
     """
+    if backlog is None:
+        backlog = max(BACKLOG, BACKLOG_PER_DEVICE * cluster.n_devices)
     take = np.arange(backlog) % len(workload)
     waiting = replace(
         workload,

@@ -192,7 +192,7 @@ def evaluate(config: DictConfig) -> None:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         spec = check(EvaluationSpec, values, "")
         meta = load_bundle(spec.cluster.profile).meta
-        policies = compose_policies(spec.policies)
+        policies = compose_policies(spec.contenders)
         baselines = baselines_of(spec, policies) if spec.challenger is not None else ()
         trials, capacities_rps = play(spec, policies, console)
         bounded = bound_workloads(spec, capacities_rps, console) if spec.bound else []

@@ -26,7 +26,7 @@ from sim.profile import Bundle, load_bundle
 from sim.tasks import TasksSpec
 from sim.ticks import to_ticks
 from sim.utility import UtilitySpec
-from sim.workload import WorkloadSpec, at_rate, content_hash
+from sim.workload import SyntheticSpec, WorkloadSpec, at_rate, content_hash
 
 
 class LogGrid(Spec):
@@ -52,11 +52,18 @@ class ScenarioSpec(Spec):
     workload: WorkloadSpec
     capacity_grid: LogGrid | None = None
     rates_rps: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(None, min_length=1)
+    most_requests: int | None = Field(None, ge=1)  # expected in a cell; at more it is made shorter
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.capacity_grid is not None and self.rates_rps is not None:
             raise ValueError("one of capacity_grid and rates_rps must be null")
+        if self.most_requests is not None:
+            if self.workload.kind != "synthetic":
+                kind = self.workload.kind
+                raise ValueError(f"most_requests needs a synthetic workload, got {kind}")
+            if self.capacity_grid is None and self.rates_rps is None:
+                raise ValueError("most_requests needs capacity_grid or rates_rps")
         return self
 
     def rates(self, capacity_rps: float) -> Sequence[float | None]:
@@ -70,9 +77,17 @@ class ScenarioSpec(Spec):
     def cells(self, capacity_rps: float) -> list[tuple[float | None, WorkloadSpec]]:
         """The rate of each cell, as of `rates`, and the workload at it."""
         return [
-            (rate, self.workload if rate is None else at_rate(self.workload, rate))
+            (rate, self.workload if rate is None else self._at(rate))
             for rate in self.rates(capacity_rps)
         ]
+
+    def _at(self, rate_rps: float) -> WorkloadSpec:
+        """The workload at a rate, for no longer than `most_requests` take on average."""
+        workload = at_rate(self.workload, rate_rps)
+        if self.most_requests is None or not isinstance(workload, SyntheticSpec):
+            return workload
+        duration_s = min(workload.duration_s, self.most_requests / rate_rps)
+        return workload.model_copy(update={"duration_s": float(f"{duration_s:.3g}")})
 
 
 class PolicySpec(Spec):
@@ -92,6 +107,7 @@ class EvaluationSpec(Spec):
     tasks: TasksSpec
     utility: UtilitySpec
     policies: tuple[str | PolicySpec, ...] = Field(min_length=1)
+    routers: dict[str, str] = Field(default_factory=dict)  # label: checkpoint; more policies
     scenarios: dict[str, ScenarioSpec] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     window_s: WindowWidth
@@ -126,9 +142,18 @@ class EvaluationSpec(Spec):
         return self
 
     @property
+    def contenders(self) -> list[str | PolicySpec]:
+        """The policies, and those that `routers` adds."""
+        added = [
+            PolicySpec(policy="learned", label=label, settings={"checkpoint": checkpoint})
+            for label, checkpoint in self.routers.items()
+        ]
+        return [*self.policies, *added]
+
+    @property
     def labels(self) -> list[str]:
         """What the policies are called."""
-        return [p if isinstance(p, str) else p.label for p in self.policies]
+        return [p if isinstance(p, str) else p.label for p in self.contenders]
 
     @property
     def setting(self) -> Setting:

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -41,7 +42,7 @@ class RooflineSpec(Spec):
 
     device: str
     datasheets: str | None
-    models: dict[Name, str] | None = Field(min_length=1)
+    models: Annotated[dict[Name, str] | tuple[Name, ...], Field(min_length=1)] | None
     quality: str | None
     dtype: Dtype  # of weights and arithmetic
     kv_dtype: Dtype  # of the KV cache

@@ -83,11 +83,17 @@ class AnyOfSpec(Spec):
     of: dict[str, Annotated[SyntheticSpec | TraceSpec, Field(discriminator="kind")]] = Field(
         min_length=1
     )
+    rate_scale: float = Field(default=1.0, gt=0)  # times the rates of each of them
 
     def one(self, seed: int) -> SyntheticSpec | TraceSpec:
-        """That which a seed comes to, each as likely as the others."""
+        """That which a seed comes to, each as likely as the others.
+
+        Raises:
+            ConfigError: as of `at_rate`, where rates are scaled.
+        """
         chance = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(OF_ANY,)))
-        return list(self.of.values())[chance.integers(len(self.of))]
+        one = list(self.of.values())[chance.integers(len(self.of))]
+        return one if self.rate_scale == 1 else _faster(one, self.rate_scale)
 
 
 WorkloadSpec = Annotated[
@@ -180,10 +186,20 @@ def at_rate(spec: WorkloadSpec, rate_rps: float) -> WorkloadSpec:
     if isinstance(spec, TraceSpec):
         return spec.model_copy(update={"rate_rps": rate_rps, "time_scale": None})
     if isinstance(spec, AnyOfSpec):
-        return spec.model_copy(
-            update={"of": {name: at_rate(one, rate_rps) for name, one in spec.of.items()}}
-        )
+        each = {name: at_rate(one, rate_rps) for name, one in spec.of.items()}
+        return spec.model_copy(update={"of": each, "rate_scale": 1.0})
     raise ConfigError("workload.kind", spec.kind, "must not be saved to set a rate")
+
+
+def _faster(spec: SyntheticSpec | TraceSpec, factor: float) -> SyntheticSpec | TraceSpec:
+    """The same workload at so many times its rates: a trace in rescaled time."""
+    if isinstance(spec, SyntheticSpec):
+        mean_rps = arrivals.mean_rate_rps(spec.arrivals)
+        faster = arrivals.at_rate(spec.arrivals, factor * mean_rps)
+        return spec.model_copy(update={"arrivals": faster})
+    if spec.rate_rps is not None:
+        return spec.model_copy(update={"rate_rps": factor * spec.rate_rps})
+    return spec.model_copy(update={"time_scale": (spec.time_scale or 1.0) / factor})
 
 
 def _lengths(

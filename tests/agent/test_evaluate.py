@@ -86,12 +86,37 @@ def test_capacity_of_a_cluster_that_serves_nothing_is_refused():
         capacity_rps(make_cluster(max_context=3), make_workload([0.0], prompt=3))
 
 
+def test_the_capacity_of_many_devices_is_that_of_one_as_often():
+    """So many more requests are needed to fill all batches again and again."""
+    one, many = (
+        make_cluster([[0]] * n, step_s=[0.5], token_s=[0.1], token_budget=128, max_batch=64)
+        for n in (1, 24)
+    )
+    workload = make_workload(np.arange(50) / 10, prompt=4, output=12)
+    assert capacity_rps(many, workload) == pytest.approx(24 * capacity_rps(one, workload), rel=0.05)
+
+
 def test_rates_are_multiples_of_the_measured_capacity(small, played):
     trials, capacities = played
     rates = sorted({t.rate_rps for t in trials if t.scenario == "stable"})
     expected = capacities["stable"] * np.array([0.2, 1.5])
     assert rates == pytest.approx(expected, rel=5e-3)
     assert {t.rate_rps for t in trials if t.scenario == "unpredictable"} == {15}
+
+
+def test_a_cell_of_many_requests_is_played_for_a_shorter_time():
+    spec = make_spec(*SMALL, "+scenarios.stable.most_requests=120")
+    cells = spec.scenarios["stable"].cells(100.0)  # of 20 and 150 requests per second
+    assert [workload.duration_s for _, workload in cells] == [4.0, 0.8]
+    assert [workload.arrivals.rate_rps for _, workload in cells] == [20.0, 150.0]
+
+
+def test_routers_are_added_to_the_policies_that_are_compared():
+    spec = make_spec(*SMALL, "+routers.there='outputs/train/there_${cluster.devices}/checkpoint'")
+    assert spec.labels == ["static_small", "static_large", "dice", "there"]
+    config = compose_policies(spec.contenders)["there"]
+    assert config["_target_"] == "agent.checkpoint.Trained"
+    assert config["checkpoint"] == "outputs/train/there_1/checkpoint"
 
 
 def test_every_policy_is_given_the_same_requests(played):
@@ -219,7 +244,7 @@ def test_trials_that_run_at_once_come_to_the_same(small, played, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "experiment", ["quick", "run", "grid", "full", "azure", "win", "win_azure"]
+    "experiment", ["quick", "run", "grid", "full", "azure", "win", "win_azure", "zero_shot"]
 )
 def test_every_shipped_experiment_is_complete(experiment):
     spec = make_spec(f"experiment={experiment}")
@@ -232,7 +257,12 @@ def test_every_shipped_experiment_is_complete(experiment):
     [
         ("scenarios.stable.capacity_grid.low=9", r"stable.capacity_grid = .*low must be < high"),
         ("+scenarios.stable.rates_rps=[1]", r"stable = .*one of capacity_grid and rates_rps"),
+        (
+            "+scenarios.azure={most_requests: 9, workload: {kind: saved, path: x}}",
+            "most_requests needs a synthetic workload, got saved",
+        ),
         ("policies=[random,random]", "different labels"),
+        ("+routers.dice=x", "different labels"),
         ("seeds=[1,1]", "seeds must differ"),
         ("n_jobs=0", "n_jobs must be"),
         ("window_s=4", r"window_s = 4.0: stable at .*/s must have arrivals in two windows"),

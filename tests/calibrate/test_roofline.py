@@ -1,6 +1,7 @@
 """The analytic bundle is what the datasheet and the model's configuration imply."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from calibrate.roofline import HOST_S, RooflineSpec, analytic_bundle, model_prof
 from sim.config import ConfigError, check
 from sim.profile import load_bundle, quantise, step_seconds
 
-SHIPPED = "pkg://calibrate.profiles/a100-80gb-analytic"
+SHIPPED = ("a100-80gb-analytic", "a100-80gb-analytic-four")
 DATASHEETS = read_datasheets(None)
 LLAMA = {
     "model_type": "llama",
@@ -147,8 +148,9 @@ def test_every_datasheet_makes_a_bundle_that_the_simulator_can_use(device):
         quantise(profile.step_time, 2048, name)
 
 
-def test_larger_models_are_slower_and_better_on_every_task():
-    bundle = load_bundle(SHIPPED)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_larger_models_are_slower_and_better_on_every_task(name):
+    bundle = load_bundle(f"pkg://calibrate.profiles/{name}")
     seconds = [step_seconds(profile.step_time, 1, 1, 0, 128) for profile in bundle.models.values()]
     assert seconds == sorted(seconds)
     for quality in bundle.quality.values():
@@ -156,15 +158,26 @@ def test_larger_models_are_slower_and_better_on_every_task():
         assert values == sorted(values)
 
 
-def test_the_shipped_bundle_is_what_the_command_makes(tmp_path):
-    command = [sys.executable, "-m", "calibrate.roofline", f"out={tmp_path / 'made'}"]
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_bundle_is_what_its_command_makes(tmp_path, name):
+    shipped = Path(__file__).parents[2] / "calibrate/profiles" / name
+    _, *command = shlex.split(load_bundle(str(shipped)).meta.command)
+    command = [sys.executable, *command, f"out={tmp_path / 'made'}"]
     subprocess.run(command, capture_output=True, text=True, check=True)
-    shipped = Path(__file__).parents[2] / "calibrate/profiles/a100-80gb-analytic"
     made, kept = (
         {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.json")}
         for folder in (tmp_path / "made", shipped)
     )
     assert made == kept
+
+
+def test_a_size_more_changes_nothing_of_the_others():
+    three, four = (load_bundle(f"pkg://calibrate.profiles/{name}") for name in SHIPPED)
+    assert set(four.models) - set(three.models) == {"opt-2.7b"}
+    for name, profile in three.models.items():
+        assert four.models[name] == profile
+        for task, quality in three.quality.items():
+            assert four.quality[task].values[name] == quality.values[name]
 
 
 def test_models_of_ones_own_are_in_ascending_order_and_named_in_the_bundles_sources(own, llama):
@@ -208,6 +221,8 @@ def test_the_command_takes_models_and_devices_of_ones_own(own, tmp_path):
         ({"quality": None}, "quality = None: a file that says how good the models are"),
         ({"models": None}, "quality = .*: goes with models"),
         ({"models": {}}, "models = "),
+        ({"models": ["opt-125m"]}, "quality = .*: goes with models at paths"),
+        ({"models": ["opt-9b"], "quality": None}, "models = 'opt-9b': one of opt-125m, opt-1.3b"),
         ({"models": {"large": "nowhere"}}, "nowhere is missing"),
         ({"datasheets": "nowhere.json"}, "nowhere.json is missing"),
     ],

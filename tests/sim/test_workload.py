@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from sim.arrivals import Poisson
+from sim.arrivals import Poisson, mean_rate_rps
 from sim.config import ConfigError, check
 from sim.lengths import Empirical, Fixed, Lognormal
 from sim.tasks import DirichletMix, TasksSpec
@@ -253,6 +253,17 @@ def test_any_of_several_workloads_is_set_to_a_rate():
     several = AnyOfSpec(of={"usual": SYNTHETIC, "same": SYNTHETIC})
     faster = generate(at_rate(several, 100), TASKS, 0, 2048)
     assert content_hash(faster) == content_hash(generate(at_rate(SYNTHETIC, 100), TASKS, 0, 2048))
+
+
+def test_any_of_several_workloads_comes_at_so_many_times_its_rates():
+    several = AnyOfSpec(of={"usual": SYNTHETIC}, rate_scale=3.0)
+    mean_rps = mean_rate_rps(SYNTHETIC.arrivals)
+    assert mean_rate_rps(several.one(0).arrivals) == pytest.approx(3 * mean_rps)
+    assert mean_rate_rps(at_rate(several, 7).one(0).arrivals) == pytest.approx(7)
+    recorded = trace("x", format="azure_llm", max_tokens=Fixed(tokens=5))
+    assert AnyOfSpec(of={"x": recorded}, rate_scale=4.0).one(0).time_scale == 0.25
+    paced = recorded.model_copy(update={"rate_rps": 2.0})
+    assert AnyOfSpec(of={"x": paced}, rate_scale=4.0).one(0).rate_rps == 8.0
 
 
 def test_a_saved_workload_cannot_be_set_to_a_rate():
