@@ -160,8 +160,8 @@ def test_what_sequences_and_prompts_take_lowers_the_capacity_and_a_switch_does_n
     assert per_token - before == pytest.approx(each)
 
 
-# Requests of one prompt token and of eight more in the median of at most ten: a step of a batch of b
-# takes 0.11 + 0.1 · 1.1 b seconds, in which a tenth of them leave. There are batches up to 16.
+# Requests of a prompt token and at most ten more, eight in the median: a step of a batch of b takes
+# 0.11 + 0.1 · 1.1 b seconds, and a tenth of them leave in it. There are batches up to 16.
 GOODPUT = {
     "without bounds all of the largest batch": ({}, 1.6 / 1.87),
     "the largest batch whose answers all are in time": ({"e2e_s": 5.6}, 0.4 / 0.55),
