@@ -28,7 +28,7 @@ run: $(INSTALLED)  ## train a router, compare it with the others, report
 	$(BIN)/python -m agent.train name=quick $(QUICK)
 	$(BIN)/python -m agent.evaluate experiment=run
 
-test: lint  ## everything that must hold: lint, types, tests (EXTRAS=test,live,quality,ray: with the extras)
+test: lint  ## everything that must hold: lint, types, tests (EXTRAS=test,live,quality,ray,slurm: with the extras)
 	$(BIN)/python -m pytest -n auto --dist loadfile --ignore=tests/benchmarks
 
 lint: $(INSTALLED_TEST)  ## style and types only

@@ -70,7 +70,7 @@ class OfCell(Protocol):
 
 def cell_name(one: OfCell) -> str:
     """The cell of a trial or a standing, in words."""
-    rate = "" if one.rate_rps is None else f" at {one.rate_rps:g} requests/s"
+    rate = "" if one.rate_rps is None else f" at {rate_text(one.rate_rps)} requests/s"
     return f"{one.scenario}{rate}"
 
 
@@ -121,6 +121,11 @@ def cells_of(standings: Sequence[Standing]) -> list[Cell]:
 def policies_of(standings: Sequence[Standing]) -> list[str]:
     """The policies, in order."""
     return list(dict.fromkeys(s.policy for s in standings))
+
+
+def rate_text(rate_rps: float) -> str:
+    """A rate in three digits, without an exponent."""
+    return f"{float(f'{rate_rps:.3g}'):,.10g}"
 
 
 def summary_values(summary: Summary) -> dict[str, float | None]:

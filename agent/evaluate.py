@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.bounding import Bounded, bound_workloads, exceeding, shares_of
-from agent.comparison import Standing, cells_of, compare, policies_of
+from agent.comparison import Standing, cells_of, compare, policies_of, rate_text
 from agent.evaluation import EvaluationSpec, PolicySpec, play
 from agent.report import write_report
 from agent.sweep import perform
@@ -128,7 +128,7 @@ def standings_tables(standings: Sequence[Standing]) -> list[Table]:
 
 
 def _rate(rate_rps: float | None) -> str:
-    return "" if rate_rps is None else f"{rate_rps:g}/s"
+    return "" if rate_rps is None else f"{rate_text(rate_rps)}/s"
 
 
 def _standings_table(standings: Sequence[Standing], title: str, heads: Sequence[str]) -> Table:

@@ -2,9 +2,9 @@
 
 FOLDER is that of a sweep of `agent.train` or `agent.evaluate`. With `--utilities hard soft …` every
 checkpoint that the sweep trained is evaluated under each of these utilities first, on the same
-workloads (`--experiment`): routers that were trained for another reward are told apart by what they
-are scored by. Where jobs held a challenger to the win criterion, it is told over the cells of all
-of them together.
+workloads (`--experiment`, with `--settings`): routers that were trained for another reward are told
+apart by what they are scored by. Where jobs held a challenger to the win criterion, it is told over
+the cells of all of them together.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from sim.files import whole
 from sim.report import SERIES, Section, Value, drawn, figure, percent, table, write_page
 
 EVALUATIONS = "utilities"  # the folder of those that `--utilities` asks for
+UNFINISHED = "killed, or not at its end yet"
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Job:
         """What became of it, in words."""
         record = self.record
         if record.status == "running":
-            return "killed, or not at its end yet"
+            return UNFINISHED
         return f"failed: {record.reason}" if record.status == "failed" else "done"
 
 
@@ -90,7 +91,10 @@ def means(results: Mapping[str, Any]) -> dict[str, float]:
     return {policy: fmean(values) for policy, values in earned.items()}
 
 
-def evaluate(jobs: Sequence[Job], folder: Path, utilities: Sequence[str], experiment: str) -> None:
+def evaluate(
+    jobs: Sequence[Job], folder: Path, utilities: Sequence[str], experiment: str,
+    settings: Sequence[str],
+) -> None:  # fmt: skip
     """Evaluate every checkpoint of the sweep under each utility, and add it to what was measured.
 
     Raises:
@@ -113,6 +117,7 @@ def evaluate(jobs: Sequence[Job], folder: Path, utilities: Sequence[str], experi
         command = [
             sys.executable, "-m", "agent.evaluate", f"experiment={experiment}",
             f"utility={utility}", f"policies=[{policies}]", f"output_dir={own}", f"name={utility}",
+            *settings,
         ]  # fmt: skip
         subprocess.run(command, check=True)
         found = means(json.loads((own / "results.json").read_text("utf-8")))
@@ -156,7 +161,10 @@ def write(jobs: Sequence[Job], folder: Path, wins: Sequence[Win] = ()) -> Path:
             draft.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", "utf-8")
     page = folder / "gathered.html"
     counts = Counter(job.record.status for job in jobs)
-    counted = ", ".join(f"{count} {status}" for status, count in counts.items())
+    counted = ", ".join(
+        f"{count} {UNFINISHED if status == 'running' else status}"
+        for status, count in counts.items()
+    )
     cells: list[list[Value | str]] = [
         [job.name, job.status, *(_percent(job.measured.get(c)) for c in columns)] for job in jobs
     ]
@@ -165,7 +173,8 @@ def write(jobs: Sequence[Job], folder: Path, wins: Sequence[Win] = ()) -> Path:
         parts.insert(
             0,
             figure(
-                dots(jobs, columns), "Utility earned in % of peak, job by job.",
+                dots(jobs, columns), "Utility earned in % of peak, job by job: a router's where it "
+                "was validated, a policy's or under a utility the mean over an evaluation's cells.",
                 "Utility earned by each job",
             ),
         )  # fmt: skip
@@ -180,19 +189,20 @@ def write(jobs: Sequence[Job], folder: Path, wins: Sequence[Win] = ()) -> Path:
 
 @drawn
 def dots(jobs: Sequence[Job], columns: Sequence[str]) -> Figure:
-    """A row for each job, a colour for each thing measured."""
-    figure = Figure(figsize=(WIDTH, 0.32 * len(jobs) + 1.0))
+    """A row for each job, a colour and a height within the row for each thing measured."""
+    figure = Figure(figsize=(WIDTH, 0.32 * len(jobs) + 1.3))
     axes = figure.subplots()
     for number, column in enumerate(columns):
+        below = 0.4 * ((number + 0.5) / len(columns) - 0.5)  # equal values do not hide each other
         at = [row for row, job in enumerate(jobs) if column in job.measured]
         axes.plot(
-            [jobs[row].measured[column] for row in at], at, "o", markersize=5, label=column,
-            color=SERIES[number % len(SERIES)][0],
+            [jobs[row].measured[column] for row in at], [row + below for row in at], "o",
+            markersize=4, label=column, color=SERIES[number % len(SERIES)][0],
         )  # fmt: skip
     axes.set_yticks(range(len(jobs)), [job.name for job in jobs], fontsize=8)
-    axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.legend(loc="best")
+    axes.set_ylim(len(jobs) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.legend(loc="outside upper center", ncols=5)
     return figure
 
 
@@ -219,11 +229,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="hydra.sweep.dir of the sweep")
     parser.add_argument("--utilities", nargs="*", default=[], help="names in conf/utility")
     parser.add_argument("--experiment", default="quick", help="what checkpoints are evaluated on")
+    parser.add_argument(
+        "--settings", nargs="*", default=[], help="of that evaluation, such as seeds=[4,5]"
+    )
     given = parser.parse_args(arguments)
     console = Console()
     try:
         jobs = read(given.folder)
-        evaluate(jobs, given.folder, given.utilities, given.experiment)
+        evaluate(jobs, given.folder, given.utilities, given.experiment, given.settings)
         wins = wins_of(jobs)
         page = write(jobs, given.folder, wins)
     except (OSError, subprocess.CalledProcessError) as error:

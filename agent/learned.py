@@ -40,6 +40,11 @@ def _values(network: nn.Module, params: Params, features: Features) -> Float32[A
     return network.apply(params, features)
 
 
+@partial(jax.jit, static_argnums=0)
+def _parts(network: nn.Module, params: Params, features: Features) -> Float32[Array, "A 2"]:
+    return network.apply(params, features, method="parts")
+
+
 def unsound(name: str) -> FloatingPointError:
     """What a router raises rather than make a choice by values that are not numbers."""
     return FloatingPointError(f"{name} valued a choice as NaN: no choice can be made")
@@ -54,7 +59,8 @@ class Learned(Holder[Held]):
         self.name = architecture.name
         self.architecture = architecture
         self._hold_ticks = to_ticks(architecture.hold_s)
-        self.values = partial(_values, architecture.network(models), params)
+        self._network, self._params = architecture.network(models), params
+        self.values = partial(_values, self._network, params)
 
     def init(self, cluster: Cluster) -> Held:
         """A choice that is due to be replaced."""
@@ -80,6 +86,15 @@ class Learned(Holder[Held]):
             raise unsound(self.name)
         held = self.hold(observation, self.best(state, values, allowed, observation))
         return held, Basis(held.choice, values)
+
+    def parts(self, state: Held, observation: Observation) -> Float32[Array, "A 2"] | None:
+        """Of what each choice is to the requests that it routes, and of what it is to all others.
+
+        Their sum is the value. None if the network values choices as a whole.
+        """
+        if not hasattr(self._network, "parts"):
+            return None
+        return _parts(self._network, self._params, self.look(state, observation)[0])
 
     def act(self, state: Held, observation: Observation) -> Int[Array, ""]:
         """As the architecture says."""

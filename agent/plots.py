@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
-from agent.comparison import Standing
+from agent.comparison import Standing, rate_text
 from agent.trial import TIMELINE_BINS, Trial
 from sim.metrics import AVAILABLE, THRESHOLDS
 from sim.report import GREYS, INK, MISSED, PAPER, SCALE, SERIES, SOFT, drawn
@@ -204,7 +204,7 @@ def _rate_axes(
     axes = figure.subplots()
     rates = sorted({standing.rate_rps or 0.0 for standing in standings})
     axes.set_xscale("log")
-    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.set_xticks(rates, [rate_text(rate) for rate in rates])
     axes.xaxis.set_minor_locator(NullLocator())
     margin = max((rates[-1] / rates[0]) ** 0.02 if rates[0] else 1.0, 1.001)
     axes.set_xlim(rates[0] / margin, rates[-1] * margin)

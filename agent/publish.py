@@ -1,11 +1,12 @@
-"""The command `python -m agent.publish FOLDER ...`: put measured figures into the README.
+"""The command `python -m agent.publish FOLDER ...`: put measured figures into the documentation.
 
 The figures that are published are kept in `docs/results/<name>.json`, with the command that made
-them and the hashes of profile and rules; the README shows them between a pair of markers,
+them and the hashes of profile and rules; one of `PAGES` shows them between a pair of markers,
 `<!-- results: <name> -->` and `<!-- end -->`, as `render` writes them. Recorded runs, one folder
 each, are kept together as `recorded`; the validation of a bundle is kept as `calibration`,
-the held-out errors of a bundle made from outside as `served`, a live validation as `live`, with the
-device where it is no CPU, and `trained` where answers were scored.
+the held-out errors of a bundle made from outside as `served`, a search of settings as `tuning`, a
+live validation as `live`, with the device where it is no CPU, and `trained` where answers were
+scored. The claims of the paper are kept under the name that they were measured by.
 """
 
 import argparse
@@ -16,9 +17,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from agent.claims import published as claims
+from agent.tuning_published import keep_tuning, render_tuning
 from sim.rules import rules_hash
 
-README = Path("README.md")
+PAGES = (Path("README.md"), Path("docs/policies.md"))
 RESULTS = Path("docs/results")
 BLOCK = re.compile(r"<!-- results: (?P<name>\w+) -->\n.*?<!-- end -->", re.DOTALL)
 KEPT = ("windows_above.0.90", "windows_above.0.96", "windows_above.0.98")  # means over seeds
@@ -46,6 +49,10 @@ def keep(results: Mapping[str, Any]) -> Published:
 
 def render(published: Published) -> str:
     """The figures as Markdown: a table, and the command that made it."""
+    if "claims" in published:
+        return claims.render(published)
+    if "searches" in published:
+        return render_tuning(published)
     if "benchmarks" in published:
         return _benchmarks(published)
     if "recorded" in published:
@@ -226,7 +233,7 @@ def _standings(published: Published) -> str:
 
 
 def update(text: str, results: Path) -> str:
-    """The README's text with every block of figures as the files in `results` have them."""
+    """A page's text with every block of figures as the files in `results` have them."""
 
     def block(match: re.Match[str]) -> str:
         name = match["name"]
@@ -256,8 +263,8 @@ def main() -> None:
         "folder",
         nargs="*",
         type=Path,
-        help="an output_dir of agent.evaluate, calibrate.validate_run or validate_bundle, or "
-        "live.validate; a bundle",
+        help="an output_dir of agent.evaluate, claims or tune, calibrate.validate_run or "
+        "validate_bundle, or live.validate; a bundle",
     )
     for folder in parser.parse_args().folder:
         if not (folder / "results.json").exists() and (folder / "meta.json").exists():
@@ -275,12 +282,17 @@ def main() -> None:
             device = results["config"].get("device", "cpu")
             kind = (["trained"] if scored else []) + ([] if device == "cpu" else [device])
             path, kept = RESULTS / f"{'_'.join(['live', *kind])}.json", keep_live(results)
+        elif "searches" in results:
+            path, kept = RESULTS / "tuning.json", keep_tuning(results)
         elif "held_out" in results:
             path, kept = RESULTS / "calibration.json", keep_calibration(results)
+        elif "claims" in results:
+            path, kept = RESULTS / f"{results['config']['name']}.json", claims.keep(results)
         else:
             path, kept = RESULTS / f"{results['config']['name']}.json", keep(results)
         path.write_text(json.dumps(kept, indent=1, allow_nan=False) + "\n")
-    README.write_text(update(README.read_text(), RESULTS))
+    for page in PAGES:
+        page.write_text(update(page.read_text(), RESULTS))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from omegaconf import OmegaConf
 
 from agent import plots
-from agent.comparison import Standing, cell_name, cells_of, policies_of
+from agent.comparison import Standing, cell_name, cells_of, policies_of, rate_text
 from agent.evaluation import EvaluationSpec
 from agent.report_tables import (
     available_table,
@@ -129,7 +129,7 @@ def _scenario(
     rates = [rate for _, rate in cells_of(own)]
     parts: list[Markup] = []
     if len(rates) > 1:
-        parts += _sweep(own, look, capacity_rps)
+        parts += [*sweep(own, look, capacity_rps), available_table(own)]
     swept = [len(cells_of([s for s in standings if s.scenario == n])) > 1 for n in spec.scenarios]
     if len(rates) == 1 or all(swept):  # one close look for each, or at what is not swept
         focus = min(rates, key=lambda rate: abs((rate or capacity_rps) - capacity_rps))
@@ -148,7 +148,7 @@ def _introduction(standings: Sequence[Standing], capacity_rps: float) -> str:
     text = f"The largest model alone can sustain {capacity_rps:.3g} of these requests a second."
     impossible = {s.rate_rps: s.mean["attainable"] for s in standings if s.mean["asks_impossible"]}
     for rate, attainable in impossible.items():
-        at = "" if rate is None else f" at {rate:.3g} requests/s"
+        at = "" if rate is None else f" at {rate_text(rate)} requests/s"
         text += (
             f" Mind{at}: even alone on an idle cluster these requests would earn only "
             f"{attainable:.1%} of peak, under {LEAST_ATTAINABLE:.0%}."
@@ -169,9 +169,10 @@ def _fitting(spec: EvaluationSpec, trial: Trial) -> str:
     return f" Of {trial.counts['requests']:,} requests {'; '.join(parts)}." if parts else ""
 
 
-def _sweep(
+def sweep(
     standings: Sequence[Standing], look: Mapping[str, plots.Look], capacity_rps: float
 ) -> list[Markup]:
+    """Figures and tables of one scenario over its rates."""
     bound = standings[0].bound
     bounded = "" if bound is None else " Dotted: the clairvoyant bound, which nobody can exceed."
     return [
@@ -191,7 +192,6 @@ def _sweep(
         performance_by_rate(standings),
         difference_by_rate(standings),
         *([regret_by_rate(standings)] if standings[0].bound is not None else []),
-        available_table(standings),
     ]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from agent.comparison import Interval, Standing, cell_name, cells_of, policies_of
+from agent.comparison import Interval, Standing, cell_name, cells_of, policies_of, rate_text
 from sim.metrics import AVAILABLE
 from sim.report import Value, table
 
@@ -23,14 +23,14 @@ def performance_by_rate(standings: Sequence[Standing]) -> Markup:
     bounds = [s.bound for s in standings if s.policy == standings[0].policy]
     last = [f"{100 * bound:.1f}" for bound in bounds if bound is not None]
     return _by_rate(
-        standings, _performance, f"{PERFORMANCE_NOTE}; the most is marked.",
+        standings, earned_value, f"{PERFORMANCE_NOTE}; the most is marked.",
         [["nobody more than", *last]] if last else [],
     )  # fmt: skip
 
 
 def difference_by_rate(standings: Sequence[Standing]) -> Markup:
     """Difference of each policy to the best static one at each rate of one scenario."""
-    return _by_rate(standings, _difference, f"{DIFFERENCE_NOTE}, marked where it is above zero.")
+    return _by_rate(standings, lead_value, f"{DIFFERENCE_NOTE}, marked where it is above zero.")
 
 
 def regret_by_rate(standings: Sequence[Standing]) -> Markup:
@@ -60,7 +60,7 @@ def available_table(standings: Sequence[Standing]) -> Markup:
     rows = []
     for policy, rate in highest.items():
         ratio = "" if rate is None or base is None else f"{rate / base:.1f}x"
-        rows.append([policy, "none" if rate is None else f"{rate:g}", ratio])
+        rows.append([policy, "none" if rate is None else rate_text(rate), ratio])
     return table(
         ["", "available up to, req/s", f"relative to {largest}" if largest else ""],
         rows,
@@ -85,8 +85,8 @@ def cell_table(standings: Sequence[Standing]) -> Markup:
         per_dollar = s.mean["utility_per_dollar"]
         rows.append([
             s.policy,
-            _performance(s),
-            _difference(s),
+            earned_value(s),
+            lead_value(s),
             *([_regret(s)] if bounded else []),
             f"{100 * s.worst_seed:.1f}",
             f"{100 * s.availability:.1f}",
@@ -100,13 +100,15 @@ def cell_table(standings: Sequence[Standing]) -> Markup:
     return table(header, rows, caption)
 
 
-def _performance(standing: Standing) -> Value:
+def earned_value(standing: Standing) -> Value:
+    """Utility earned in percent of peak, marked where none earns more."""
     return Value(
         f"{100 * standing.performance.value:.1f}", _range(standing.performance), standing.best
     )
 
 
-def _difference(standing: Standing) -> Value:
+def lead_value(standing: Standing) -> Value:
+    """Points of peak over the best static policy, marked where they are above zero."""
     difference = standing.difference
     if difference is None:
         return Value("best static" if standing.best_static else "–")
@@ -127,7 +129,7 @@ def _by_rate(
     """A table with a row for each policy and a column for each rate of one scenario."""
     rates = [rate for _, rate in cells_of(standings)]
     at = {(s.policy, s.rate_rps): s for s in standings}
-    header = ["", *("" if rate is None else f"{rate:g} req/s" for rate in rates)]
+    header = ["", *("" if rate is None else f"{rate_text(rate)} req/s" for rate in rates)]
     rows: list[list[Value | str]] = [
         [policy, *(cell(at[policy, rate]) for rate in rates)] for policy in policies_of(standings)
     ]

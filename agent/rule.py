@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int, Num
 from sim.config import ConfigError
 from sim.observation import WINDOWS_S, Array, Observation
 from sim.policy import SHED
+from sim.ticks import NEVER
 from sim.types import Cluster
 
 MEDIAN = 0.8  # length of an answer, of the mean
@@ -106,30 +107,44 @@ def share_of_bounds(
     return share
 
 
-def in_time(observation: Observation) -> Float[Array, " R"]:
+def likely_in_time(observation: Observation) -> Float[Array, " R"]:
     """How likely each replica is to answer in time, where the length of the answer is not known.
 
-    That the answer is no longer than the tokens that the replica is predicted to emit in time: its
-    length is taken to be log-logistic about the mean of finished requests, and at most
-    `max_tokens`. Waiting counts half as long again as predicted, and half of a grace is given.
-    The bounds on the first token and between tokens are met as of `likely`.
+    That the answer is no longer than the tokens that the replica is predicted to emit in time.
+    Waiting counts half as long again as predicted, and half of a grace is given. The bounds on the
+    first token and between tokens are met as of `likely`.
     """
-    xp, later_ticks = observation.xp, observation.longer_wait_ticks
-    grace_ticks = observation.grace_ticks // 2
-    first_ticks = observation.predicted_ttft_ticks + later_ticks
-    left_ticks = observation.e2e_slack_ticks + grace_ticks - first_ticks
+    xp = observation.xp
+    first_ticks = observation.predicted_ttft_ticks + observation.longer_wait_ticks
+    left_ticks = with_grace(observation.e2e_slack_ticks, observation) - first_ticks
     tokens = 1 + xp.maximum(left_ticks, 0) / xp.maximum(observation.predicted_round_ticks, 1)
-    typical = MEDIAN * observation.expected_output_tokens
-    enough = 1 / (1 + (typical / tokens) ** (1 / SPREAD_OF_LENGTHS))
-    last = xp.where(tokens >= observation.max_tokens, 1.0, enough) * (left_ticks >= 0)
+    last = short_enough(tokens, observation) * (left_ticks >= 0)
     share = xp.zeros(len(observation.running))
     for predicted, allowed in (
-        (first_ticks, observation.ttft_slack_ticks + grace_ticks),
+        (first_ticks, with_grace(observation.ttft_slack_ticks, observation)),
         (observation.predicted_round_ticks, observation.tpot_ticks),
     ):
         of_bound = xp.where(allowed > 0, predicted / xp.maximum(allowed, 1), xp.inf)
         share = xp.maximum(share, of_bound)
     return xp.minimum(last, likely(share, SPREAD_OF_TIMES))
+
+
+def with_grace(slack_ticks: Int[Array, ""], observation: Observation) -> Int[Array, ""]:
+    """The time left until a bound has been missed by half of the grace; NEVER if there is none."""
+    grace_ticks = observation.grace_ticks // 2
+    return observation.xp.minimum(slack_ticks, NEVER - grace_ticks) + grace_ticks
+
+
+def short_enough(tokens: Float[Array, "*n"], observation: Observation) -> Float[Array, "*n"]:
+    """How likely the answer is to have no more than so many tokens.
+
+    Its length is taken to be log-logistic about the mean of finished requests, and at most
+    `max_tokens`.
+    """
+    xp = observation.xp
+    typical = MEDIAN * observation.expected_output_tokens
+    likely_enough = likely(typical / xp.maximum(tokens, 1e-9), SPREAD_OF_LENGTHS)
+    return xp.where(tokens >= observation.max_tokens, 1.0, likely_enough)
 
 
 def scale_of(window_s: float) -> int:

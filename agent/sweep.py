@@ -5,6 +5,7 @@ not end the others; the same command again runs those that are not done. `agent.
 records.
 """
 
+import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,11 @@ class JobRecord(Spec):
     overrides: tuple[str, ...]
     status: Status
     reason: str  # why it failed
+
+
+def enter() -> None:
+    """Go, as a worker of a cluster, to the folder where the sweep was started."""
+    os.chdir(os.environ["SWEEP_FOLDER"])
 
 
 def perform(config: DictConfig, program: str, main: Callable[[DictConfig], None]) -> None:
@@ -62,8 +68,10 @@ def perform(config: DictConfig, program: str, main: Callable[[DictConfig], None]
     try:
         main(config)
     except SystemExit as ended:
+        if ended.code and not isinstance(ended.code, str):
+            raise  # by a scheduler, which puts the job back into its queue
         if ended.code:
-            note("failed", str(ended.code))
+            note("failed", ended.code)
             print(f"failed: {name}: {ended.code}")
             return
     except Exception as error:  # whatever it is, the other jobs go on

@@ -111,8 +111,8 @@ class Observation:
     def predicted_round_ticks(self) -> Int[Array, " R"]:
         """Time between two decode steps of a replica once this request decodes in it.
 
-        One decode step of the replica with the request in its batch and one of each other replica
-        on its device that has work: they take turns.
+        One decode step of the replica with the request in its batch, the prompts of those to come
+        beside it, and one of each other replica on its device that has work: they take turns.
         """
         xp, cluster = self.xp, self.cluster
         own = self._decode_ticks(
@@ -124,9 +124,9 @@ class Observation:
     def predicted_ttft_ticks(self) -> Int[Array, " R"]:
         """Predicted time from now to the first token on each replica.
 
-        Steps until a slot of the batch is free, at the rate at which requests of the expected
-        length leave; then the prefill of all that is ahead and of this prompt in chunks of what
-        the token budget leaves; the other replicas of the device have their turn in between.
+        Steps until the batch has room, at the rate at which requests of the expected length leave;
+        then the prefill of all that is ahead and of this prompt in chunks of what the token budget
+        leaves; the other replicas of the device have their turn in between.
         """
         xp, cluster = self.xp, self.cluster
         chunk = xp.maximum(cluster.token_budget - self.decoding, 1)
@@ -225,7 +225,7 @@ class Observation:
 
     @property
     def longer_wait_ticks(self) -> Int[Array, " R"]:
-        """Half of the time until a slot of each replica's batch is free.
+        """Half of the time until each replica's batch has room.
 
         Which is how much longer a request at the end of a queue should expect to wait: at exactly
         the predicted wait a long queue settles where all miss a little.
@@ -236,8 +236,8 @@ class Observation:
     def earning(self) -> Bool[Array, " R"]:
         """Whether the request is predicted to be of use to anybody from each replica.
 
-        It is where no bound is missed by the grace or more, should it wait half as long again for a
-        slot.
+        It is where no bound is missed by the grace or more, should it wait half as long again for
+        room.
         """
         most = self.grace_ticks + (self.grace_ticks == 0)  # lateness below it earns something
         more = self.longer_wait_ticks

@@ -15,7 +15,7 @@ EXTRAS = {
     "agent": ("gym",),
     "calibrate": ("live", "quality"),
     "live": ("live", "ray"),
-    "tests": ("test", "live", "quality", "ray"),
+    "tests": ("test", "live", "quality", "ray", "slurm"),
 }
 PLUGINS = {"hydra-joblib-launcher": "Hydra finds it by itself where launcher=joblib asks for it"}
 

@@ -91,7 +91,7 @@ class Plans:
         capacity = fluid.capacity_rps(observation)
         upper, base, regret = fluid.prospects(table, total_rps, mix, capacity, observation)
         drain_s = fluid.drains_s(capacity, observation)
-        before = xp.stack(fluid.in_the_way(table, drain_s, observation), axis=1)
+        before = xp.stack(fluid.in_the_way(table.model, drain_s, observation), axis=1)
         moved = xp.mean(table.model != table.model[held], axis=1)
         is_held = xp.arange(len(table.price)) == held
         of_plan = xp.concatenate(

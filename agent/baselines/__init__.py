@@ -6,6 +6,7 @@ They are pure in the array namespace of the observation and serve both engines a
 from agent.baselines.backlog_mdp import BacklogMdp
 from agent.baselines.conservative_greedy import ConservativeGreedy
 from agent.baselines.externality_priced import ExternalityPriced
+from agent.baselines.fixed_gear import FixedGear
 from agent.baselines.fluid_lp import FluidLP
 from agent.baselines.gear_table import GearTable
 from agent.baselines.hysteresis import Hysteresis
@@ -27,6 +28,7 @@ __all__ = [
     "BacklogMdp",
     "ConservativeGreedy",
     "ExternalityPriced",
+    "FixedGear",
     "FluidLP",
     "GearTable",
     "Hysteresis",

@@ -4,7 +4,7 @@ N requests, K decisions, A choices, M models, S time scales, R replicas.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int, Int32, Int64
@@ -13,17 +13,6 @@ from agent.learned import Held, Learned
 from sim.cluster import simulate
 from sim.observation import Array, Observation
 from sim.types import Bounds, Cluster, Result, Workload
-
-
-@runtime_checkable
-class Parted(Protocol):
-    """A router that may tell of which parts its values are the sums."""
-
-    def parts(self, state: Held, observation: Observation) -> Float32[Array, "A 2"] | None:
-        """The request's own utility and what others lose or gain by it, under each choice.
-
-        None if the network values choices as a whole.
-        """
 
 
 class Decisions(NamedTuple):
@@ -112,7 +101,7 @@ class _Recorder:
     def decide(self, state: Held, observation: Observation) -> tuple[Int[Array, ""], Held]:
         router = self._router
         if router.due(state, observation.now_ticks):
-            parts = router.parts(state, observation) if isinstance(router, Parted) else None
+            parts = router.parts(state, observation)
             allowed = router.architecture.allowed(observation)
             state, basis = router.weigh(state, observation)
             self._decisions.append((

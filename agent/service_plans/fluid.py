@@ -6,40 +6,51 @@ P plans, D devices, M models, R replicas, T tasks, S time scales.
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from agent.rule import SPREAD_OF_TIMES, likely, short_enough, with_grace
 from agent.service_plans.plan import Table
 from sim.observation import Array, Observation
 from sim.ticks import TICKS_PER_S
 
-PRIOR = 8  # requests that decode
+PRIOR = 8  # requests inside
 LEVELS = 4  # of the gain for which a larger model is used
+BATCHES = np.array([1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1])  # of the largest batch
 HEADROOM = 0.92  # share of a device's capacity that it is to be loaded with at the most
 
 
 def capacity_rps(observation: Observation) -> Float[Array, " M"]:
-    """Requests that a device could finish per second with one model alone; 0 if it has no replica.
+    """Requests that a device could answer in time per second with one model alone.
 
-    In each step of a full batch every request decodes a token, and as many prompts are computed
-    as requests leave: less than one in a step is one in a share of the steps. A device with one
-    model alone never switches. Requests have the mean context of those that decode now, in which
-    the one observed counts as `PRIOR` of them.
+    0 for a model that has no replica. In each step of a batch every request decodes a token, and as
+    many prompts are computed as requests leave: less than one in a step is one in a share of the
+    steps. A device with one model alone never switches. Larger batches serve more, but each request
+    in them more slowly: of some sizes the one of the most answers in time counts. Requests have the
+    mean prompt of those that wait or decode now, in which the one observed counts as `PRIOR` of
+    them.
     """
     xp, cluster = observation.xp, observation.cluster
     output = observation.expected_output_tokens
-    decoding, kv_tokens = xp.sum(observation.decoding), xp.sum(observation.kv_tokens)
-    context = (kv_tokens + PRIOR * (observation.prompt_tokens + output / 2)) / (decoding + PRIOR)
-    prompt = xp.maximum(context - output / 2, 1.0)
+    decoding, inside = xp.sum(observation.decoding), xp.sum(observation.inside)
+    prompts = xp.sum(observation.kv_tokens) - decoding * output / 2
+    prompts = prompts + xp.sum(observation.prefill_tokens) + PRIOR * observation.prompt_tokens
+    prompt = xp.maximum(prompts / (inside + PRIOR), 1.0)
     model = cluster.replica_model
     in_cache = cluster.kv_blocks * cluster.block_tokens / (prompt + output)
-    batch = xp.clip(in_cache, 1, cluster.max_batch)
+    most = xp.clip(in_cache, 1, cluster.max_batch)
+    batch = xp.maximum(most * xp.asarray(BATCHES)[:, None], 1.0)  # [B, R]
     tokens = xp.minimum(batch * (1 + prompt / output), cluster.token_budget)
     cost = cluster.coefficients
     step = cost.host_ticks + cluster.tokens_ticks[model, xp.astype(tokens, int)]
-    step = step + cost.kv_token_ticks * batch * context
+    step = step + cost.kv_token_ticks * batch * (prompt + output / 2)
     step = step + cost.sequence_ticks * batch * (1 + 1 / output)
     step = step + xp.minimum(batch / output, 1.0) * cost.prompt_ticks
     rate_rps = tokens / (prompt + output) * TICKS_PER_S / step
+    token_ticks = batch * TICKS_PER_S / (rate_rps * output)  # Little's law
+    left_ticks = with_grace(observation.e2e_slack_ticks, observation)
+    in_time = short_enough(left_ticks / token_ticks, observation)
+    in_time = xp.minimum(in_time, likely(token_ticks / observation.tpot_ticks, SPREAD_OF_TIMES))
+    goodput_rps = xp.max(rate_rps * in_time, axis=0)
     of_model = model == xp.arange(len(cluster.models))[:, None]
-    return xp.max(xp.where(of_model, rate_rps, 0.0), axis=1)
+    return xp.max(xp.where(of_model, goodput_rps, 0.0), axis=1)
 
 
 def alone_s(observation: Observation) -> Float[Array, " M"]:
@@ -142,7 +153,7 @@ def drains_s(capacity: Float[Array, " M"], observation: Observation) -> Float[Ar
 
 
 def in_the_way(
-    table: Table, drain_s: Float[Array, " R"], observation: Observation
+    model: Int[Array, "P D"], drain_s: Float[Array, " R"], observation: Observation
 ) -> tuple[Float[Array, " P"], Float[Array, " P"], Float[Array, " P"]]:
     """Work in seconds per device that a plan finds before it.
 
@@ -152,11 +163,11 @@ def in_the_way(
     xp, cluster = observation.xp, observation.cluster
     on_device = cluster.replica_device == xp.arange(cluster.n_devices)[:, None]  # [D, R]
     per_device = xp.sum(on_device * drain_s, axis=1)
-    is_base = table.model == table.model.min(axis=1)[:, None]  # [P, D]
+    is_base = model == model.min(axis=1)[:, None]  # [P, D]
     n_base, n_upper = is_base.sum(axis=1), (~is_base).sum(axis=1)
     base = xp.sum(is_base * per_device, axis=1) / xp.maximum(n_base, 1)
     upper = xp.sum(~is_base * per_device, axis=1) / xp.maximum(n_upper, 1)
-    foreign: Bool[Array, "P R"] = table.model[:, cluster.replica_device] != cluster.replica_model
+    foreign: Bool[Array, "P R"] = model[:, cluster.replica_device] != cluster.replica_model
     other = xp.sum(foreign * drain_s, axis=1) / cluster.n_devices
     return base, upper, other
 

@@ -47,9 +47,9 @@ class Watch(Send):
     ("architecture", "schema", "values", "total"),
     [
         (Paper(), 2, 800, 125.602),
-        (Plans(PLANS, hold_s=1.0, widths=[8]), 2, 13_440, 2618.314),
-        (Gears([0.1], [0.2], hold_s=1.0, widths=[8]), 1, 30_400, 5226.6972),
-        (Replicas(embedding=(8,), widths=(8,)), 2, 25_440, 6209.987),
+        (Plans(PLANS, hold_s=1.0, widths=[8]), 2, 13_440, 2798.8821),
+        (Gears(wait=0.1, hold_s=1.0, widths=[8]), 2, 20_480, 4239.953),
+        (Replicas(embedding=(8,), widths=(8,)), 2, 25_440, 6256.7822),
     ],
     ids=["paper", "plans", "gears", "replicas"],
 )

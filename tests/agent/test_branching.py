@@ -43,7 +43,7 @@ PLANS = Plans(
 REQUESTS, CLUSTERS, MOMENTS, WAYS = 90, 4, 3, 4  # a way more than there are plans
 SPEC = BranchingSpec(
     kind="branch", clusters=CLUSTERS, requests=REQUESTS, stretch=(0.8, 1.25), moments=MOMENTS,
-    branches=WAYS, forced_s=1.2, horizon_s=2.5, stray=0.5,
+    branches=WAYS, forced_s=(0.8, 1.8), horizon_s=2.5, stray=0.5,
     reward=RewardSpec(kind="regret", miss_penalty=-0.1),
 )  # fmt: skip
 
@@ -132,6 +132,7 @@ class Ordered(NamedTuple):
     moment: int  # ticks
     rank: int
     noise: Any
+    ticks: int  # for which it holds
 
 
 @dataclass
@@ -157,7 +158,7 @@ class Replay:
         now, router = observation.now_ticks, self.router
         while number < len(self.orders) and self.orders[number].moment < now:
             number, begun_at = number + 1, NEVER
-        rank, noise = self.orders[number - 1][1:] if number else (-1, 0)
+        rank, noise, ticks = self.orders[number - 1][1:] if number else (-1, 0, 0)
         features, allowed = router.look(held, observation)
         if rank >= 0 and begun_at == NEVER:
             values = np.where(allowed, np.asarray(router.values(features)) + noise, -np.inf)
@@ -166,7 +167,7 @@ class Replay:
             if number == len(self.orders):
                 self.seen, self.chosen = features[forced], forced
         elif now >= held.until:
-            if rank >= 0 and now < begun_at + to_ticks(SPEC.forced_s):
+            if rank >= 0 and now < begun_at + ticks:
                 held = router.hold(observation, np.int32(forced))
             else:
                 held = router.renew(held, observation)
@@ -181,11 +182,12 @@ class Way(NamedTuple):
     moment: int
     bounds: Bounds
     policy: Replay
+    forced: int  # ticks
 
 
 def replay(one: Round, cluster: int, number: int, rank: int) -> Way:
     """Play a workload to one of its moments and from there on in one way."""
-    requests, moments, noise, strays = one.planned
+    requests, moments, noise, strays, forced = one.planned
     requests = jax.tree.map(lambda leaf: leaf[cluster], requests)
     moment = int(moments[cluster, number])
     count = int(np.sum(requests.arrival < moment + to_ticks(SPEC.horizon_s)))
@@ -198,21 +200,29 @@ def replay(one: Round, cluster: int, number: int, rank: int) -> Way:
         requests.e2e[:count], requests.ttft[:count], requests.tpot[:count], int(requests.grace)
     )
     orders = [
-        Ordered(int(moments[cluster, i]), int(strays.rank[cluster, i]), strays.noise[cluster, i])
+        Ordered(
+            int(moments[cluster, i]), int(strays.rank[cluster, i]), strays.noise[cluster, i],
+            int(strays.ticks[cluster, i]),
+        )
         for i in range(number)
-    ] + [Ordered(moment, rank, noise[cluster, number])]
+    ] + [Ordered(moment, rank, noise[cluster, number], int(forced[cluster, number]))]  # fmt: skip
     policy = Replay(Learned(PLANS, CLUSTER.models, weights()), orders)
-    return Way(simulate(CLUSTER, again, bounds, policy), moment, bounds, policy)
+    result = simulate(CLUSTER, again, bounds, policy)
+    return Way(result, moment, bounds, policy, int(forced[cluster, number]))
 
 
-def outcome_of(way: Way) -> float:
-    """Reward of all that had not left at the moment, per arrival while the choice was forced."""
+def outcome_of(way: Way) -> list[float]:
+    """Reward of those that came while the choice was forced, and of all others that were inside.
+
+    Or came later; each per arrival of the former.
+    """
     earned = utility(way.result, SCORED.miss_penalty)
     best = CLUSTER.quality.max(axis=0)[way.result.workload.task]
     inside = way.result.leave_ticks > way.moment
     since = way.result.workload.arrival_ticks - way.moment
-    forced = np.sum((since >= 0) & (since < to_ticks(SPEC.forced_s)))
-    return float(reward(SPEC.reward, earned, best)[inside].sum() / max(forced, 1))
+    own = (since >= 0) & (since < way.forced)
+    rewards = np.where(inside, reward(SPEC.reward, earned, best), 0.0)
+    return [float(rewards[part].sum() / max(own.sum(), 1)) for part in (own, ~own)]
 
 
 def test_every_way_comes_to_what_it_comes_to_alone_in_the_other_engine():
@@ -254,10 +264,11 @@ def test_all_ways_of_a_moment_meet_the_same_requests():
 
 def test_a_comparison_counts_by_the_requests_that_came_while_its_choices_were_forced():
     for one in rounds():
-        requests, moments, *_ = one.planned
+        requests, moments, *_, forced_ticks = one.planned
         since = requests.arrival[:, None] - moments[..., None]
-        forced = np.sum((since >= 0) & (since < to_ticks(SPEC.forced_s)), axis=2)
+        forced = np.sum((since >= 0) & (since < forced_ticks[..., None]), axis=2)
         assert forced.max() > 10
+        assert len(np.unique(forced_ticks)) == forced_ticks.size
         np.testing.assert_allclose(one.found.rows.weight, forced / (forced + FEW), rtol=1e-6)
 
 
@@ -307,17 +318,19 @@ def test_clusters_of_the_other_scheduler_are_compared_in_the_same_form():
 def test_the_better_plan_has_the_better_outcome():
     """A request that is alone is in time on the large model; in a rush that is overloaded.
 
-    In calm nothing may come while the choice is forced, and then all are worth the same.
+    In calm nothing may come while the choice is forced, and then all are worth the same to those
+    that come. To others one that is forced briefly may do anything.
     """
     for workloads, better, worse in ((CALM, LARGE, SMALL), (BUSY, SMALL, LARGE)):
         one = play(pool_of(workloads), jax.random.key(2), weights(), jnp.float32(0.01))
         rows, there, _ = jax.tree.map(np.asarray, one.collected)
         ahead = []
         for choice, outcome in zip(rows.choice[there], rows.outcome[there], strict=True):
-            came_to = dict(zip(choice[:3].tolist(), outcome[:3].tolist(), strict=True))
+            came_to = dict(zip(choice[:3].tolist(), outcome[:3], strict=True))
             ahead.append(came_to[better] - came_to[worse])
-        assert min(ahead) >= 0
-        assert np.sum(np.array(ahead) > 0.1) > 5
+        own, both = np.array(ahead)[:, 0], np.sum(ahead, axis=1)
+        assert own.min() >= 0
+        assert np.sum(both > 0.1) > 5
 
 
 @cache

@@ -45,8 +45,7 @@ MODELS, TASKS = (
 PROFILE = "pkg://calibrate.profiles/a100-80gb-analytic"
 PAPER = {"_target_": "agent.architectures.Paper", "widths": [4]}
 GEARS = {
-    "_target_": "agent.architectures.Gears", "waits": [0.3], "starts": [0.1], "hold_s": 0.25,
-    "widths": [4],
+    "_target_": "agent.architectures.Gears", "wait": 0.3, "hold_s": 0.25, "widths": [4],
 }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ CLUSTER = make_cluster(
     token_budget=16, tasks=("a", "b"),
 )  # fmt: skip
 ALONE = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0])
-GEARS = Gears([0.1, 0.5], [0.2], hold_s=0.5, widths=[32])
+GEARS = Gears(wait=0.2, hold_s=0.5, widths=[32])
 SHARES = [[0, 1], [1, 2], [2, 1], [1, 0]]
 PLANS = Plans([{"shares": shares, "cap": 5} for shares in SHARES], hold_s=0.5, widths=[32])
 

@@ -143,11 +143,16 @@ def shown(state: Any, choice: Any) -> Any:
 
 
 class Valued(nn.Module):
-    """Values of choices, each from its own features."""
+    """Values of choices in two parts, each from its own features."""
 
-    @nn.compact
+    def setup(self) -> None:
+        self.learned = Mlp((16,), 2)
+
     def __call__(self, features: Any) -> Any:
-        return Mlp((16,), 1)(features)[..., 0]
+        return self.parts(features).sum(axis=-1)
+
+    def parts(self, features: Any) -> Any:
+        return self.learned(features)
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class Compared:
         nothing = jnp.zeros(WAYS)
         return Comparisons(
             jnp.zeros((WAYS, STATES + 3), jnp.float32), nothing.astype(jnp.int32),
-            nothing.astype(bool), nothing.astype(jnp.float32), jnp.float32(0),
+            nothing.astype(bool), jnp.zeros((WAYS, 2), jnp.float32), jnp.float32(0),
         )  # fmt: skip
 
     def collect(self, key: Any, params: Any, epsilon: Any) -> Any:
@@ -172,7 +177,8 @@ class Compared:
         there = jnp.arange(WAYS) < 3
         weight = jnp.arange(BATCH, dtype=jnp.float32) % 2
         worth = jnp.asarray(WORTH)[state[:, None], choice] * (2 * weight - 1)[:, None]
-        outcome = jnp.where(there, worth + future, jnp.inf)
+        halves = jnp.stack([2 * worth + future, -worth - future / 2], axis=-1)
+        outcome = jnp.where(there[:, None], halves, jnp.inf)
         rows = Comparisons(
             shown(state[:, None], choice), choice, jnp.broadcast_to(there, choice.shape), outcome,
             weight,
@@ -184,9 +190,13 @@ def test_differences_in_worth_are_learned_from_comparisons_whatever_the_future_p
     compared = Loop(Compared(), Valued(), SPEC)
     learner, _ = program(compared.train)(jax.random.key(0))
     every = np.indices((STATES, 3))
-    learned = Valued().apply(learner.params, shown(*map(jnp.asarray, every)))
+    seen, expected = shown(*map(jnp.asarray, every)), WORTH - WORTH.mean(axis=1, keepdims=True)
+    learned = Valued().apply(learner.params, seen)
     less_mean = np.asarray(learned) - np.mean(learned, axis=1, keepdims=True)
-    np.testing.assert_allclose(less_mean, WORTH - WORTH.mean(axis=1, keepdims=True), atol=0.08)
+    np.testing.assert_allclose(less_mean, expected, atol=0.08)
+    own = Valued().apply(learner.params, seen, method="parts")[..., 0]
+    less_mean = np.asarray(own) - np.mean(own, axis=1, keepdims=True)
+    np.testing.assert_allclose(less_mean, 2 * expected, atol=0.12)
     assert not learner.diverged
 
 
@@ -203,11 +213,12 @@ def test_differences_in_worth_are_learned_from_comparisons_whatever_the_future_p
 )
 def test_errors_of_comparisons_are_less_the_mean_of_what_is_there(there, expected):
     errors = comparison_errors(
-        q=jnp.array([1.0, 2.0, 3.0, 9.9], jnp.float32),
+        q=jnp.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [9.9, 0.0]], jnp.float32),
         there=jnp.array(there, bool),
-        outcome=jnp.array([101, 104, 110, jnp.nan], jnp.float32),
+        outcome=jnp.array([[101, 7], [104, 7], [110, 7], [jnp.nan, 7]], jnp.float32),
     )
-    assert errors.tolist() == pytest.approx(expected, abs=1e-5)
+    assert errors[:, 0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert not errors[:, 1].any()
 
 
 ONE = PROBES["both"][0]

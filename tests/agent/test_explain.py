@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from agent.architectures import Gears, Paper, Plans, Replicas
-from agent.checkpoint import Trained, save
+from agent.checkpoint import save
 from agent.explanation.burst import Burst
 from agent.explanation.explanation import explain, write_results
 from agent.explanation.recorder import Decisions, Recording, record
@@ -32,7 +32,7 @@ from sim.types import Outcome, Result
 from sim.workload import SyntheticSpec
 from tests.agent.situations import TWO_DEVICES as CLUSTER
 from tests.agent.stub import Ranked, Stub
-from tests.agent.test_checkpoint import PAPER, make_checkpoint
+from tests.agent.test_checkpoint import GEARS, PAPER, make_checkpoint
 from tests.systems import make_bounds, make_cluster, make_workload
 
 nan = np.nan
@@ -246,12 +246,7 @@ def test_choices_have_names():
     assert names(Plans(PLANS, hold_s=1.0, widths=[8])) == [
         "2 × m1", "1 × m1, 1 × m0, price 0.05, cap 4",
     ]  # fmt: skip
-    assert names(Gears([0.3, 0.8], [0.2], hold_s=1.0, widths=[8])) == [
-        "2 × m1, wait 0.3", "2 × m1, wait 0.8",
-        "1 × m1, 1 × m0, wait 0.3", "1 × m1, 1 × m0, wait 0.8",
-        "2 × m0, wait 0.3", "2 × m0, wait 0.8",
-        "all models everywhere, wait 0.3, start 0.2", "all models everywhere, wait 0.8, start 0.2",
-    ]  # fmt: skip
+    assert names(Gears(wait=0.3, hold_s=1.0, widths=[8])) == ["2 × m1", "1 × m1, 1 × m0", "2 × m0"]
 
 
 SMALL = [
@@ -273,19 +268,26 @@ def spec_of(folder: Path, *overrides: str) -> ExplainSpec:
 
 
 def test_the_command_explains_a_router_that_holds_plans(tmp_path):
-    command = [sys.executable, "-m", "agent.explain", *SMALL, f"output_dir={tmp_path}"]
+    save(make_checkpoint(built=GEARS), tmp_path / "gears")
+    command = [
+        sys.executable, "-m", "agent.explain", *SMALL, f"output_dir={tmp_path}",
+        f"checkpoint={tmp_path / 'gears'}",
+    ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert f"report: {tmp_path / 'report.html'}" in run.stdout
     results, page = results_in(tmp_path)
     steady, burst = results["steady"], results["burst"]
-    assert len(results["choices"]) == 13
-    assert results["choices"][0] == "0 · 1 × opt-6.7b"
+    assert results["choices"] == [
+        f"{number} · 1 × opt-{size}" for number, size in enumerate(("6.7b", "1.3b", "125m"))
+    ]
     sent = np.array(steady["sent"])
     assert sent.shape == (2, 4, 2, 4)
     assert sent.sum(axis=(1, 2, 3)).tolist() == np.sum(steady["under"], axis=1).tolist()
-    assert all(worth["parts"] is None for worth in steady["worth"])
-    assert "values a choice as a whole" in page
+    for worth in steady["worth"]:
+        assert sum(worth["parts"]) == pytest.approx(worth["made"], abs=1e-5)
+        assert sum(worth["lead_parts"]) == pytest.approx(worth["lead"], abs=1e-5)
+    assert "values a choice as a whole" not in page
     at_s = [step["at_s"] for step in burst["decisions"]]
     assert np.diff(at_s).min() >= 0.25 - 1e-3
     assert set(burst["static"]) == {"opt-125m", "opt-1.3b", "opt-6.7b"}
@@ -295,19 +297,16 @@ def test_the_command_explains_a_router_that_holds_plans(tmp_path):
     assert len(json.loads(data[1])["steps"]) == len(at_s)
 
 
-def test_a_router_that_tells_parts_is_explained_by_them(tmp_path, monkeypatch):
+def test_a_router_that_tells_no_parts_is_explained_by_its_values(tmp_path):
     save(make_checkpoint(built=PAPER), tmp_path / "paper")
-    monkeypatch.setattr(Trained, "parts", Halves.parts, raising=False)
     spec = spec_of(tmp_path, f"checkpoint={tmp_path / 'paper'}")
     explanation = explain(spec, load_bundle(spec.cluster.profile), Console(quiet=True))
     write_results(tmp_path / "results.json", spec, explanation, {})
     write_report(tmp_path / "report.html", spec, explanation, {})
     results, page = results_in(tmp_path)
-    for worth in results["steady"]["worth"]:
-        assert sum(worth["parts"]) == pytest.approx(worth["made"], abs=1e-5)
-        assert sum(worth["lead_parts"]) == pytest.approx(worth["lead"], abs=1e-5)
+    assert all(worth["parts"] is None for worth in results["steady"]["worth"])
     assert len(results["burst"]["decisions"]) == sum(results["burst"]["router"]["arrivals"])
-    assert "values a choice as a whole" not in page
+    assert "values a choice as a whole" in page
 
 
 def test_a_setting_that_does_not_fit_is_refused_by_its_key(tmp_path):

@@ -18,8 +18,9 @@ from agent.service_plans.plan import Table
 from sim.deploy import ClusterSpec, build_cluster
 from sim.observation import Observation, idle
 from sim.profile import load_bundle
-from sim.ticks import TICKS_PER_S, to_ticks
+from sim.ticks import NEVER, TICKS_PER_S, to_ticks
 from sim.types import Cluster
+from tests.systems import make_cluster
 
 TASKS = ("piqa", "winogrande", "hellaswag", "openbookqa")
 PROFILE = "pkg://calibrate.profiles/a100-80gb-analytic"
@@ -105,11 +106,12 @@ def test_the_best_prospects_of_a_partition_are_those_at_its_best_price(rate_rps,
 
 
 def test_before_any_learning_the_gear_of_the_least_regret_is_chosen_and_those_who_wait_count():
-    gears = Gears([0.3, 0.6], [0.1], hold_s=0.1, widths=[8])
+    gears = Gears(wait=0.3, hold_s=0.1, widths=[8])
     network = gears.network(MODELS)
     calm, busy = situation(20), situation(640)
+    waiting = np.full(CLUSTER.n_replicas, 100)
     queue = replace(
-        calm, waiting=np.full(CLUSTER.n_replicas, 100), e2e_slack_ticks=np.int64(to_ticks(3.0))
+        calm, waiting=waiting, prefill_tokens=128 * waiting, e2e_slack_ticks=np.int64(to_ticks(3.0))
     )
     chosen = []
     for seen in (calm, busy, queue):
@@ -156,6 +158,56 @@ def test_what_sequences_and_prompts_take_lowers_the_capacity_and_a_switch_does_n
     per_token = TICKS_PER_S / (slower(prompt_ticks=each) * (160 + 64) / tokens)
     before = TICKS_PER_S / (plain * (160 + 64) / tokens)
     assert per_token - before == pytest.approx(each)
+
+
+# Requests of a prompt token and at most ten more, eight in the median: a step of a batch of b takes
+# 0.11 + 0.1 · 1.1 b seconds, and a tenth of them leave in it. There are batches up to 16.
+GOODPUT = {
+    "without bounds all of the largest batch": ({}, 1.6 / 1.87),
+    "the largest batch whose answers all are in time": ({"e2e_s": 5.6}, 0.4 / 0.55),
+    "no more than one at once, where time is short": ({"e2e_s": 3.0}, 0.1 / 0.22),
+    "with time for half of the answers, half of them": (
+        {"e2e_s": 8 * 0.22}, 0.5 * 0.1 / 0.22,
+    ),
+    "nothing, where all are late": ({"e2e_s": -1.0}, 0.0),
+    "what half of a grace allows": ({"e2e_s": 4.6, "grace_s": 2.0}, 0.4 / 0.55),
+    "a batch whose tokens come fast enough": ({"tpot_s": 0.55}, 0.3 / 0.44 / (1 + 0.8**10)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", GOODPUT)
+def test_a_device_serves(case):
+    bounds, expected_rps = GOODPUT[case]
+    cluster = make_cluster(step_s=[0.11], sequence_s=[0.1], max_batch=16)
+    ticks = {name: np.int64(to_ticks(value)) for name, value in bounds.items()}
+    seen = replace(
+        idle(cluster, np), max_tokens=np.int64(10), grace_ticks=ticks.get("grace_s", np.int64(0)),
+        e2e_slack_ticks=ticks.get("e2e_s", NEVER), tpot_ticks=ticks.get("tpot_s", NEVER),
+    )  # fmt: skip
+    assert fluid.capacity_rps(seen) == pytest.approx([expected_rps], rel=1e-4, abs=1e-4)
+
+
+def test_the_prompts_of_those_inside_count_one_by_one_and_the_one_observed_as_eight_of_them():
+    expected = fluid.capacity_rps(replace(situation(), prompt_tokens=np.int64(256)))
+    one = np.arange(CLUSTER.n_replicas) == 3
+    queue = {"waiting": 8 * one, "prefill_tokens": 8 * 384 * one}
+    batch = {  # which has half of its 64 tokens behind it
+        "running": 8 * one, "decoding": 8 * one, "kv_tokens": 8 * (384 + 32) * one,
+    }  # fmt: skip
+    for inside in (queue, batch):
+        assert fluid.capacity_rps(replace(situation(), **inside)) == pytest.approx(expected)
+
+
+def test_work_is_in_the_way_of_a_plan_by_device_and_of_models_that_it_does_not_serve():
+    model = np.array([[2, 2, 2, 1], [2, 1, 1, 1], [0, 0, 0, 0]])
+    on = {(d, m): r for r, (d, m) in enumerate(zip(CLUSTER.replica_device.tolist(),
+          CLUSTER.replica_model.tolist(), strict=True))}  # fmt: skip
+    drain_s = np.zeros(CLUSTER.n_replicas)
+    drain_s[[on[0, 2], on[1, 2], on[3, 1], on[3, 0]]] = [6.0, 3.0, 1.0, 2.0]
+    base, upper, foreign = fluid.in_the_way(model, drain_s, situation())
+    assert base.tolist() == [3, (3 + 3) / 3, (6 + 3 + 3) / 4]
+    assert upper.tolist() == [(6 + 3) / 3, 6, 0]
+    assert foreign.tolist() == [2 / 4, (3 + 2) / 4, (6 + 3 + 1) / 4]
 
 
 def test_before_any_learning_the_plan_of_the_least_regret_is_chosen():

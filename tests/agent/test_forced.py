@@ -26,7 +26,7 @@ ALL, NO_NOISE = (0, 1, 2, 3), (0.0, 0.0, 0.0, 0.0)
 @cache
 def forced(hold_s: float = HOLD_S) -> tuple[Forced, Any]:
     """A forced router and its decisions, compiled."""
-    policy = Forced(Learned(Ranked(hold_s=hold_s), CLUSTER.models, {}), FORCED_S)
+    policy = Forced(Learned(Ranked(hold_s=hold_s), CLUSTER.models, {}))
 
     @jax.jit
     def decide(course: Course, now_ticks: Any, prompt: Any, mask: Any) -> tuple[Any, Course]:
@@ -54,7 +54,8 @@ def begun(hold_s: float = HOLD_S) -> Course:
 
 
 def order(course: Course, rank: int, noise: Any = NO_NOISE) -> Course:
-    return ordered(course, Order(jnp.int32(rank), jnp.asarray(noise, jnp.float32)))
+    ticks = jnp.int64(to_ticks(FORCED_S))
+    return ordered(course, Order(jnp.int32(rank), jnp.asarray(noise, jnp.float32), ticks))
 
 
 def test_without_an_order_it_is_its_router():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent.architectures import Gears
 from agent.service_plans.partitions import gears, placements
-from agent.service_plans.pricing import Prices, route
+from agent.service_plans.pricing import route
 from sim.observation import idle
 from sim.policy import SHED
 from sim.ticks import to_ticks
@@ -53,72 +53,103 @@ def test_gears_lead_from_the_largest_model_to_the_smallest_one_device_after_the_
 
 # A slack of 4 s: the small model takes a fortieth of it, the large one a quarter.
 SLACK = to_ticks(4.0)
-SPLIT, ANYWHERE, COSTLY, STARTS, LARGEST = range(5)
-PRICES = Prices(
-    np.array([[[0, 1], [1, 0]], *[[[1, 1], [1, 1]]] * 3, [[0, 1], [0, 1]]], bool),
-    np.array([0.0, 0.0, 3.0, 0.0, 0.0]),
-    np.array([0.0, 0.0, 0.0, 5.0, 0.0]),
-)
+SMALLEST, SPLIT, LARGEST = np.array([0, 0]), np.array([1, 0]), np.array([1, 1])
+FREE, COSTLY = 0.0, 3.0  # prices of waiting
 PRICED = {
-    "the best model where it is served": (SPLIT, {}, 1),
+    "the best model where it is served": (SPLIT, FREE, {}, 1),
     "no larger model than is served, however good": (
-        SPLIT, {"mask": only(0, 2, 3), "waiting": at(r1=100)}, 2,
+        SPLIT, FREE, {"mask": only(0, 2, 3), "waiting": at(r1=100)}, 2,
     ),
     "the smallest model on the last device, which helps, where what is served is crowded": (
-        LARGEST, {"mask": only(0, 2), "waiting": at(r1=100, r3=100)}, 2,
+        LARGEST, FREE, {"mask": only(0, 2), "waiting": at(r1=100, r3=100)}, 2,
     ),
     "and on no other device": (
-        LARGEST, {"mask": only(0), "waiting": at(r1=100, r2=100, r3=100)}, SHED,
+        LARGEST, FREE, {"mask": only(0), "waiting": at(r1=100, r2=100, r3=100)}, SHED,
     ),
-    "anybody, where all that is served is out of order": (LARGEST, {"mask": only(0)}, 0),
-    "of equals the first": (ANYWHERE, {}, 1),
-    "the smaller one, where the time of the larger is not worth it": (COSTLY, {}, 0),
-    "another device, where one is crowded": (COSTLY, {"running": at(r0=4), "waiting": at(r0=9)}, 2),
-    "the small one, where the large one takes time from others": (
-        STARTS, {"running": at(r0=1, r2=1), "decoding": at(r0=1, r2=1)}, 0,
+    "anybody, where all that is served is out of order": (LARGEST, FREE, {"mask": only(0)}, 0),
+    "of equals the first": (LARGEST, FREE, {}, 1),
+    "the smaller one, where the time of the larger is not worth it": (SPLIT, COSTLY, {}, 2),
+    "another device, where one is crowded": (
+        SMALLEST, COSTLY, {"running": at(r0=4), "waiting": at(r0=9)}, 2,
     ),
     "the small one, where the large one would be late": (
-        ANYWHERE, {"e2e_slack_ticks": to_ticks(0.5)}, 0,
+        SPLIT, FREE, {"e2e_slack_ticks": to_ticks(0.5)}, 2,
     ),
-    "nobody, where all are late": (ANYWHERE, {"e2e_slack_ticks": to_ticks(0.01)}, SHED),
-    "nobody, where nobody may": (ANYWHERE, {"mask": only()}, SHED),
+    "nobody, where all are late": (SPLIT, FREE, {"e2e_slack_ticks": to_ticks(0.01)}, SHED),
+    "nobody, where nobody may": (SPLIT, FREE, {"mask": only()}, SHED),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", PRICED)
-def test_at_its_prices_a_plan_takes(case):
-    plan, changes, replica = PRICED[case]
+def test_at_a_price_of_waiting_a_plan_takes(case):
+    model, wait, changes, replica = PRICED[case]
     asked = of_one_token(**{"e2e_slack_ticks": SLACK, **changes})
-    assert int(route(PRICES, np.int32(plan), 0.1, 0.1, asked)) == replica
+    assert int(route(model, wait, 0.1, 0.1, asked)) == replica
+
+
+# Ten tokens are expected, a second each on the large model: of what is allowed it takes 10 s.
+@pytest.mark.parametrize(
+    ("slack_s", "inside", "replica"),
+    [
+        (10, {}, 1),  # 0.62 of 1.0 is more than the small model's 0.5
+        (10, {"running": at(r2=1), "decoding": at(r2=1)}, 1),  # on another device nobody loses
+        (10, {"running": at(r0=1), "decoding": at(r0=1)}, 2),  # who takes turns with it would
+        (40, {"running": at(r0=1), "decoding": at(r0=1)}, 1),  # but not with time to spare
+        (10, {"running": at(r1=1), "decoding": at(r1=1)}, 1),  # nor if steps grow no longer
+    ],
+)
+def test_what_others_on_the_device_would_lose_counts(slack_s, inside, replica):
+    asked = of_one_token(
+        max_tokens=np.int64(20), finished_requests=np.array([9]), finished_tokens=np.array([80]),
+        e2e_slack_ticks=to_ticks(slack_s), **inside,
+    )  # fmt: skip
+    assert asked.expected_output_tokens == 10
+    assert int(route(SPLIT, FREE, 0.1, 0.1, asked)) == replica
 
 
 def test_a_bound_on_the_first_token_alone_does_not_price_the_last():
-    waits = PRICES._replace(wait=np.full(5, 0.3))
     asked = of_one_token(
         ttft_slack_ticks=to_ticks(1.5), max_tokens=np.int64(200), finished_tokens=np.array([2000]),
         finished_requests=np.array([10]),
     )  # fmt: skip
     assert asked.predicted_finish_ticks[0] > 10 * asked.ttft_slack_ticks
-    assert int(route(waits, np.int32(ANYWHERE), 0.1, 0.1, asked)) == 1
+    assert int(route(SPLIT, 0.3, 0.1, 0.1, asked)) == 1
 
 
 def test_what_would_be_late_for_a_busy_gear_goes_nowhere_else():
     crowd = {"running": at(r1=4, r3=4), "decoding": at(r1=4, r3=4), "waiting": at(r1=60, r3=60)}
     late = of_one_token(e2e_slack_ticks=SLACK, **crowd).without_late()
     assert late.mask.tolist() == [True, False, True, False]
-    assert int(route(PRICES, np.int32(LARGEST), 0.1, 0.0, late)) == 2  # which helps
+    assert int(route(LARGEST, FREE, 0.1, 0.0, late)) == 2  # which helps
     late = replace(late, mask=only(0))
-    assert int(route(PRICES, np.int32(LARGEST), 0.1, 0.0, late)) == SHED
-
-
-def test_values_are_numbers_where_no_device_hosts_the_largest_model():
-    cluster = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0, 2.0])
-    seen = idle(cluster, np)
-    assert np.isfinite(
-        Gears([0.3], [0.1], hold_s=1.0, widths=[8]).features(np.int32(0), seen)
-    ).all()
+    assert int(route(LARGEST, FREE, 0.1, 0.0, late)) == SHED
 
 
 def test_a_request_is_shed_below_the_floor_alone():
     asked = of_one_token(e2e_slack_ticks=to_ticks(0.01))
-    assert int(route(PRICES, np.int32(ANYWHERE), 0.1, -100.0, asked)) != SHED
+    assert int(route(SPLIT, FREE, 0.1, -100.0, asked)) != SHED
+
+
+GEARS = Gears(wait=0.3, hold_s=1.0, widths=[8])
+
+
+def test_there_is_a_choice_for_each_gear_whatever_is_held():
+    cluster = make_cluster([[0, 1, 2]] * 5, step_s=[0.1, 1.0, 2.0])
+    seen = idle(cluster, np)
+    assert GEARS.n_choices(cluster) == len(gears(5, 3)) == 11
+    assert GEARS.label(1, cluster) == "4 × m2, 1 × m1"
+    first, other = (GEARS.features(np.int32(held), seen) for held in (0, 7))
+    assert len(first) == 11
+    assert np.array_equal(first, other)
+
+
+def test_a_gear_routes_to_the_models_of_its_devices():
+    asked = of_one_token(e2e_slack_ticks=SLACK)  # largest alone, split, smallest alone
+    assert [int(GEARS.act(np.int32(choice), asked)) for choice in range(3)] == [1, 1, 0]
+    only_last = replace(asked, mask=only(2, 3))
+    assert [int(GEARS.act(np.int32(choice), only_last)) for choice in range(3)] == [3, 2, 2]
+
+
+def test_values_are_numbers_where_no_device_hosts_the_largest_model():
+    cluster = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0, 2.0])
+    assert np.isfinite(GEARS.features(np.int32(0), idle(cluster, np))).all()

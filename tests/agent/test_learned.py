@@ -288,11 +288,11 @@ def test_learned_routers_decide_alike_in_both_engines():
     shares = [[0, 1], [1, 2], [2, 1], [1, 0]]
     plans = Plans([{"shares": s, "cap": 5} for s in shares], hold_s=0.5, widths=[32])
     routers = []
-    gears = Gears([0.0, 0.1], [0.0], hold_s=0.5, widths=[32])
+    gears = Gears(wait=0.1, hold_s=0.5, widths=[32])
     for seed, architecture in enumerate((Paper((32, 32)), plans, gears)):
         network = architecture.network(cluster.models)
         seen = architecture.features(np.int32(0), idle(cluster, np))
-        params = network.init(jax.random.key(seed + 10), seen)
+        params = network.init(jax.random.key(seed + 20), seen)
         larger = jax.tree.map(moved, params)  # so that choices vary
         routers.append(Learned(architecture, cluster.models, larger))
     policy = Either(*routers)

@@ -6,6 +6,7 @@ import pytest
 from agent.baselines import (
     BacklogMdp,
     ExternalityPriced,
+    FixedGear,
     FluidLP,
     GearTable,
     Hysteresis,
@@ -23,9 +24,9 @@ from sim.vector.simulate import simulate as simulate_in_jax
 from tests.systems import make_bounds, make_cluster, make_workload
 
 RULES = (
-    BacklogMdp(interval_s=0.5), ExternalityPriced(), FluidLP(interval_s=0.5), GearTable(),
-    Hysteresis(), LeastLatency(), PlacementPartition(hold_s=0.5), PowerOfTwo(), RouteBalance(),
-    SlackFit(), StaticMix([1, 2]), TaskThreshold(0.2), WeightedScore(),
+    BacklogMdp(interval_s=0.5), ExternalityPriced(), FixedGear(1), FluidLP(interval_s=0.5),
+    GearTable(), Hysteresis(), LeastLatency(), PlacementPartition(hold_s=0.5), PowerOfTwo(),
+    RouteBalance(), SlackFit(), StaticMix([1, 2]), TaskThreshold(0.2), WeightedScore(),
 )  # fmt: skip
 
 

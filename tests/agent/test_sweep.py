@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,27 @@ def test_a_sweep_goes_on_after_a_failure_is_continued_and_gathered(tmp_path, cap
     said = sweep(tmp_path, "utility=hard,soft", "window_s=10,30")
     assert said.count("done before: ") == 1
     assert [record.status for record in records(tmp_path)] == ["done", "failed"] * 2
+
+
+def test_a_router_of_a_sweep_is_evaluated_under_each_utility(tmp_path):
+    """The router that ships, as if a job of a sweep had trained it; another job was killed."""
+    for number, status in enumerate(["done", "running"]):
+        job = tmp_path / f"job{number}"
+        job.mkdir()
+        record = JobRecord(
+            program="agent.train", overrides=(f"seed={number}",), status=status, reason=""
+        )
+        (job / RECORD).write_text(record.model_dump_json())
+    shutil.copytree(ROOT / "agent/checkpoints/default", tmp_path / "job0" / "checkpoint")
+    with pytest.raises(SystemExit) as ended:
+        gather.main([str(tmp_path), "--utilities", "soft", "--settings", *SMALL[1:-1]])
+    assert ended.value.code == 1
+    done, killed = json.loads((tmp_path / "gathered.json").read_text())
+    assert (done["job"], done["status"]) == ("seed=0", "done")
+    assert done["validation"] > 0.5
+    assert done["soft"] > 0.9
+    assert "killed" in killed["status"]
+    assert killed["soft"] is None
 
 
 def test_a_folder_without_jobs_is_refused(tmp_path):

@@ -38,7 +38,7 @@ SMALL = [
 ]  # fmt: skip
 TINY = [
     *SMALL, "agent.practice.moments=2", "agent.practice.branches=2",
-    "agent.practice.forced_s=0.1", "agent.practice.horizon_s=0.3",
+    "agent.practice.forced_s=[0.1,0.1]", "agent.practice.horizon_s=0.3",
 ]  # fmt: skip
 PLAYED = [*SMALL, "agent=plans_played", "agent.practice.decisions=20"]
 QUIET = Console(quiet=True)
@@ -343,8 +343,8 @@ def test_a_workload_of_one_draw_alone_is_refused():
     ("overrides", "key", "value"),
     [
         (["agent.practice.branches=3"], "agent.practice.branches", 3),
-        (["agent.practice.forced_s=0.01"], "agent.practice.forced_s", 0.01),
-        (["agent.practice.forced_s=9", "agent.practice.horizon_s=8"], "agent.practice", None),
+        (["agent.practice.forced_s=[0.01,0.2]"], "agent.practice.forced_s", [0.01, 0.2]),
+        (["agent.practice.forced_s=[3,9]", "agent.practice.horizon_s=8"], "agent.practice", None),
     ],
 )
 def test_what_cannot_be_compared_is_refused(overrides, key, value):

@@ -1,14 +1,14 @@
 """What a router can tell from its signals."""
 
 import hashlib
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 
 import numpy as np
 import pytest
 
 from agent.baselines import LeastLoaded
-from sim.observation import OBSERVATION_SCHEMA, WINDOWS_S, Observation, fits_alone
+from sim.observation import OBSERVATION_SCHEMA, WINDOWS_S, Observation, fits_alone, idle
 from sim.router import Router, draw_random_bits
 from sim.ticks import to_ticks
 from sim.types import Outcome
@@ -42,11 +42,13 @@ def test_random_bits_depend_on_seed_and_index_alone():
 
 
 @pytest.mark.parametrize("prompt", [1, 10, 35])
-def test_the_finish_of_a_request_alone_is_predicted_exactly_but_for_growing_context(prompt):
+def test_a_request_alone_is_predicted_exactly_but_for_the_prompts_of_those_to_come(prompt):
     cluster = make_cluster(step_s=[0.1], token_s=[0.01], pair_s=[0.0001], token_budget=40)
     workload = make_workload([0.0], prompt=prompt, output=8)
     result, (seen,) = observations(cluster, workload, [0])
-    assert seen["finish_s"][0] == pytest.approx(result.leave_ticks[0] / 2**40, abs=1e-6)
+    share_s = 0.01 * prompt / 8  # of a prompt, beside each of the seven decodes
+    expected = result.leave_ticks[0] / 2**40 + 7 * share_s
+    assert seen["finish_s"][0] == pytest.approx(expected, abs=1e-6)
     assert seen["ttft_s"][0] == pytest.approx(result.first_token_ticks[0] / 2**40, abs=1e-6)
 
 
@@ -55,8 +57,71 @@ def test_the_time_that_sequences_and_prompts_take_is_predicted(prompt):
     cluster = make_cluster(step_s=[0.1], sequence_s=[0.05], prompt_s=[0.2], token_budget=40)
     workload = make_workload([0.0], prompt=prompt, output=8)
     result, (seen,) = observations(cluster, workload, [0])
-    assert seen["finish_s"][0] == pytest.approx(result.leave_ticks[0] / 2**40, abs=1e-6)
+    expected = result.leave_ticks[0] / 2**40 + 7 * 0.2 / 8
+    assert seen["finish_s"][0] == pytest.approx(expected, abs=1e-6)
     assert seen["ttft_s"][0] == pytest.approx(result.first_token_ticks[0] / 2**40, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("decoding", "prompt", "output", "round_s"),
+    [
+        (0, 20, 4, 0.1 + 0.01 + 0.2 / 4),  # alone: its decode, and a quarter of a prompt
+        (3, 20, 4, 0.1 + 0.04 + 4 * 0.2 / 4),  # four decode, so that one prompt comes in a step
+        (9, 20, 4, 0.1 + 0.04 + 4 * 0.2 / 4),  # no more than four at once
+        (3, 30, 4, 0.1 + 0.04 + 4 * 0.3 / 4),
+        (3, 30, 60, 0.1 + 0.04 + 4 * 0.3 / 60),  # long outputs: hardly anybody leaves
+    ],
+)
+def test_rounds_take_longer_by_the_prompts_of_those_to_come(decoding, prompt, output, round_s):
+    cluster = make_cluster(step_s=[0.1], token_s=[0.01], token_budget=40, max_batch=4)
+    seen = replace(
+        idle(cluster, np), running=np.array([decoding]), decoding=np.array([decoding]),
+        prompt_tokens=np.int64(prompt), max_tokens=np.int64(output),
+    )  # fmt: skip
+    assert seen.predicted_round_ticks / 2**40 == pytest.approx([round_s], abs=1e-6)
+
+
+def test_on_a_busy_replica_tokens_come_as_fast_as_predicted():
+    cluster = make_cluster(step_s=[0.1], token_s=[0.01], max_batch=4)
+    arrivals = [0.0, 0.15, 0.45, 0.8, *np.arange(1.0, 9.0, 0.25)]  # one for each that leaves
+    result = run(cluster, make_workload(arrivals, prompt=20, output=4))
+    took_s = (result.leave_ticks - result.first_token_ticks)[10:20] / 2**40
+    assert took_s / 3 == pytest.approx(0.1 + 0.03 + 0.2, rel=0.02)  # three decode beside a prompt
+    busy = replace(
+        idle(cluster, np), running=np.array([3]), decoding=np.array([3]),
+        prompt_tokens=np.int64(20), max_tokens=np.int64(4),
+    )  # fmt: skip
+    assert busy.predicted_round_ticks / 2**40 == pytest.approx([took_s.mean() / 3], rel=0.05)
+
+
+# A request of 5 and at most 5 tokens, at a memory of 40; a step takes a second.
+@pytest.mark.parametrize(
+    ("busy", "wait_s", "for_slots_s"),
+    [
+        ({"running": 3, "decoding": 3, "kv_tokens": 30}, 0, 0),  # four of 40 / 4 tokens fit
+        ({"running": 3, "decoding": 3, "kv_tokens": 50}, 2 * 5 // 2, 0),  # of 60 / 4, two fit
+        ({"waiting": 3, "prefill_tokens": 50}, 2 * 5 // 2, 0),  # those in the queue count as well
+        ({"running": 1, "decoding": 1, "kv_tokens": 39}, 1 * 5 // 1, 0),  # one of 49 / 2
+        ({"running": 1, "decoding": 1, "kv_tokens": 90}, 1 * 5 // 1, 0),  # there is room for one
+        ({"running": 4, "decoding": 4, "kv_tokens": 20}, 1 * 5 // 4, 1 * 5 // 4),  # 4 slots, 6 fit
+    ],
+)
+def test_a_full_memory_keeps_a_request_waiting(busy, wait_s, for_slots_s):
+    counts = {name: np.array([count]) for name, count in busy.items()}
+    for kv_blocks, expected_s in ((10, wait_s), (1000, for_slots_s)):
+        cluster = make_cluster(max_batch=4, kv_blocks=kv_blocks, block_tokens=4)
+        asked = {"prompt_tokens": np.int64(5), "max_tokens": np.int64(5)}
+        seen = replace(idle(cluster, np), **asked, **counts)
+        assert seen.predicted_ttft_ticks / 2**40 == pytest.approx([expected_s + 1])
+        assert seen.longer_wait_ticks / 2**40 == pytest.approx([expected_s / 2])
+
+
+def test_the_wait_for_memory_is_until_who_holds_it_leaves():
+    cluster = make_cluster(kv_blocks=5, block_tokens=4)  # of 20 tokens: one request of 18
+    workload = make_workload([0.0, 0.0], prompt=10, output=8)
+    result, seen = observations(cluster, workload, [0])
+    assert result.first_token_ticks / 2**40 == pytest.approx([1.0, 9.0])
+    assert [s["ttft_s"][0] for s in seen] == pytest.approx([1.0, 9.0])
 
 
 def test_a_round_of_replicas_that_take_turns_is_predicted_with_its_switches():
@@ -212,4 +277,4 @@ def test_the_schema_has_another_number_whenever_something_else_is_observed():
     )  # fmt: skip
     run(cluster, workload, Watch([0, 1, 2]), e2e_s=6.0, ttft_s=3.0, tpot_s=1.0)
     # where this fails, raise OBSERVATION_SCHEMA: routers trained before would misread
-    assert (OBSERVATION_SCHEMA, digest.hexdigest()[:16]) == (2, "22db0b5465f49634")
+    assert (OBSERVATION_SCHEMA, digest.hexdigest()[:16]) == (3, "500855c6e2e551ec")
