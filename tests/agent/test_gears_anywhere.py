@@ -25,10 +25,10 @@ from sim.vector.state import to_requests
 from tests.agent.situations import moved
 from tests.systems import make_bounds, make_cluster, make_workload
 
-GEARS = Gears([0.1, 0.4], [0.1, 0.3], hold_s=0.05, widths=[16])
+GEARS = Gears(0.2, hold_s=0.05, widths=[16])
 TASKS = ("a", "b")
 REQUESTS = 200
-MOST_PLANS = 128
+MOST_PLANS = 64
 
 
 def cluster_of(n_devices: int, n_models: int) -> Cluster:
@@ -78,7 +78,7 @@ def test_the_same_weights_value_the_plans_of_any_cluster(
     cluster = cluster_of(n_devices, n_models)
     seen = some_load(cluster, seed, crowd, rate_rps)
     n_plans = GEARS.n_choices(cluster)
-    assert n_plans == 2 * len(gears(n_devices, n_models)) + 4
+    assert n_plans == len(gears(n_devices, n_models))
     held = np.int32(seed % n_plans)
     features = GEARS.features(held, seen)
     known = GEARS.features(np.int32(0), idle(cluster_of(4, 3), np))
@@ -103,13 +103,14 @@ def test_so_many_times_the_devices_under_so_many_times_the_load_look_the_same(
 
     def features(times: int) -> np.ndarray:
         cluster = cluster_of(8 * times, n_models)
+        waiting = np.repeat(crowd, times, axis=0).reshape(-1)
         seen = replace(
             idle(cluster, np), now_ticks=to_ticks(20.0), prompt_tokens=np.int64(30),
             max_tokens=np.int64(10), e2e_slack_ticks=np.int64(to_ticks(3.0)),
-            waiting=np.repeat(crowd, times, axis=0).reshape(-1), window_arrivals=times * arrivals,
+            waiting=waiting, prefill_tokens=30 * waiting, window_arrivals=times * arrivals,
             previous_arrivals=times * arrivals,
         )  # fmt: skip
-        return GEARS.features(np.int32(3), seen)
+        return GEARS.features(np.int32(0), seen)
 
     assert features(times) == pytest.approx(features(1), rel=1e-5, abs=1e-6)
 
@@ -151,9 +152,8 @@ def test_the_same_weights_decide_alike_in_both_engines():
     assert len(models) > 1  # there was something to decide
 
 
-@pytest.mark.parametrize(("n_devices", "n_models"), [(1, 1), (1, 4), (64, 2)])
-def test_the_same_weights_decide_alike_traced_by_jax_for_any_cluster(n_devices, n_models):
-    cluster = cluster_of(n_devices, n_models)
+def test_the_same_weights_decide_alike_on_one_device_compiled():
+    cluster = cluster_of(1, 4)
     router = router_for(cluster)
     for seed in range(2):
         one, two = (decided(cluster, seed, policy) for policy in (router, Compiled(router)))

@@ -1,33 +1,53 @@
 """How long one decision takes: `make bench-live`.
 
-The default cluster of 4, 16 and 64 devices with three models each, at load 0.9 under the shipped
-router. Its requests are decided on one by one, by each policy as the SimPy engine asks it
-(`plain`) and in one compiled program (`compiled`), from observation to action. A gateway compiles
-learned policies and asks rules as they are. What is reported are percentiles in microseconds of
-wall time. In `asked` every decision asks the network, which otherwise happens every 250 ms.
+The default cluster of 4, 16 and 64 devices with three models each, at load 0.9 under plans as they
+are before training, whose weights take as long as any others. Its requests are decided on one by
+one, by each policy as the SimPy engine asks it (`plain`) and in one compiled program (`compiled`),
+from observation to action. A gateway compiles learned policies and asks rules as they are. What is
+reported are percentiles in microseconds of wall time. In `asked` every decision asks the network,
+which otherwise happens every 250 ms.
 """
 
 import time
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from agent.baselines import ConservativeGreedy
-from agent.checkpoint import Trained
+from agent.checkpoint import make_architecture
 from agent.compiled import Compiled
+from agent.learned import Learned
 from sim.cluster import simulate
-from sim.observation import Observation
+from sim.observation import Observation, idle
 from sim.policy import Policy
 from sim.types import Cluster
 from tests.benchmarks.systems import system
 
 REQUESTS, PASSES = 2000, 3
 PERCENTILES = (50, 90, 99, 99.9)
+CHOOSING = ("plans", "gears")  # architectures with a network
+
+
+@cache
+def untrained(name: str) -> Learned:
+    """A router of `conf/agent/architecture` with the weights that its training begins with."""
+    with initialize_config_module("conf", version_base="1.3"):
+        node = compose(f"agent/architecture/{name}").agent.architecture
+    architecture = make_architecture(OmegaConf.to_container(node), "agent.architecture")
+    cluster, *_ = system(4, 0.9, REQUESTS)
+    features = architecture.features(np.int32(0), idle(cluster, np))
+    params = architecture.network(cluster.models).init(jax.random.key(0), features)
+    return Learned(architecture, cluster.models, params)
+
+
 POLICIES = {
-    "plans": lambda: Trained("pkg://agent/checkpoints/default"),
+    **{name: partial(untrained, name) for name in CHOOSING},
     "conservative_greedy": ConservativeGreedy,
 }
 
@@ -95,6 +115,7 @@ def test_decision(benchmark, devices, name, form):
 
 
 @pytest.mark.parametrize("form", ["plain", "compiled"])
+@pytest.mark.parametrize("name", CHOOSING)
 @pytest.mark.parametrize("devices", [4, 16, 64])
-def test_decision_asked(benchmark, devices, form):
-    measure(benchmark, devices, "plans", form, asked=True)
+def test_decision_asked(benchmark, devices, name, form):
+    measure(benchmark, devices, name, form, asked=True)
