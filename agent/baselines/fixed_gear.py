@@ -20,7 +20,7 @@ class FixedGear(Rule):
     name = "fixed_gear"
 
     def __init__(
-        self, gear: int = 0, wait: float = 0.2, help_price: float = 0.1, floor: float = 0.1
+        self, gear: int = 0, wait: float = 0.1, help_price: float = 0.1, floor: float = 0.1
     ) -> None:
         """Settings of the rule.
 
