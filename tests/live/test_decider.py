@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agent.baselines import ConservativeGreedy, LeastLoaded
-from agent.checkpoint import Trained
+from agent.checkpoint import Trained, save
 from agent.compiled import Compiled
 from live.decider import Decider, pinned
 from live.limit import OutOfTimeError, TimeLimit
@@ -18,6 +18,7 @@ from sim.deploy import ClusterSpec, build_cluster
 from sim.observation import idle
 from sim.policy import SHED, PolicyWarning
 from sim.profile import load_bundle
+from tests.agent.test_checkpoint import make_checkpoint
 from tests.systems import make_cluster
 
 LIMIT_S = 30.0
@@ -154,9 +155,16 @@ def test_a_router_trained_on_another_profile_is_warned_of_or_refused_if_strict()
         Decider(trained, "default", shipped(), TimeLimit(LIMIT_S), strict=True)
 
 
-def test_a_router_for_other_models_is_refused():
+def test_a_router_for_other_models_alone_is_refused(tmp_path):
+    save(make_checkpoint(), tmp_path / "paper")
     with pytest.raises(ConfigError, match="models"):
+        Decider(Trained(str(tmp_path / "paper")), "d", CLUSTER, TimeLimit(LIMIT_S))
+
+
+def test_a_router_for_any_models_says_that_it_was_trained_for_others():
+    with pytest.warns(PolicyWarning, match=r"opt-6\.7b, and is asked about") as told:
         Decider(Trained("pkg://agent.checkpoints/default"), "d", CLUSTER, TimeLimit(LIMIT_S))
+    assert told
 
 
 def test_a_pinned_model_is_served_by_its_least_loaded_replica():

@@ -82,7 +82,7 @@ def test_the_header_says_who_decides_where(tmp_path):
     header = lines(tmp_path / "log")[0]["header"]
     assert header["replicas"] == list(at.plan.replicas)
     assert header["active"]["node"]["checkpoint"] == "pkg://agent.checkpoints/default"
-    assert re.fullmatch(r"plans@[0-9a-f]{12}", header["active"]["version"])
+    assert re.fullmatch(r"gears@[0-9a-f]{12}", header["active"]["version"])
     assert header["cluster"]["profile_hash"] == at.plan.cluster.profile_hash
     assert header["shadow"] is None
 

@@ -2,18 +2,21 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("torch")
 
+from agent.checkpoint import save
 from live.call import End
 from live.deployment import Plan
 from live.dispatcher import Dispatcher, Limits
 from live.fleets import Fleets, make_deciders
 from live.limit import TimeLimit
 from sim.config import ConfigError
+from tests.agent.test_checkpoint import make_checkpoint
 from tests.live.deployments import planned
 from tests.live.scripted import Remembered, ScriptedBackend, incoming
 
@@ -135,9 +138,12 @@ def test_a_backend_with_other_settings_needs_another_name() -> None:
     in_a_yard(test)
 
 
-def test_a_policy_that_cannot_serve_is_refused_before_anything_starts() -> None:
+def test_a_policy_that_cannot_serve_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    save(make_checkpoint(), tmp_path / "paper")  # for the models of another cluster alone
+
     async def test(yard: Yard) -> None:
-        learned = planned("policy@policy.active=learned", backends=WORKERS)
+        router = f"policy.active.checkpoint={tmp_path / 'paper'}"
+        learned = planned("policy@policy.active=learned", router, backends=WORKERS)
         with pytest.raises(ConfigError, match="models"):
             await yard.build(learned, None)
         assert not yard.made
