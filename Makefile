@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INSTALLED := $(VENV)/installed
 INSTALLED_TEST := $(VENV)/installed-$(EXTRAS)
 
-# A training that ends in about a minute and a half on two cores, compilation included.
+# A training that ends in about two minutes on two cores, compilation included.
 QUICK := resume=false pool=32 validation=16 assess_every=3 save_every=3 \
 	agent.dqn.iterations=3 agent.practice.clusters=8 agent.practice.requests=2000
 
