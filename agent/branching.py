@@ -43,13 +43,14 @@ class BranchingSettings(Spec):
     stretch: Stretch  # of time, at random from the one to the other
     moments: int = Field(ge=1, le=CANDIDATES)  # in each of them
     branches: int = Field(ge=2)  # choices compared at each moment
-    forced_s: Stretch  # how long a compared choice is made again, at random from one to the other
+    # how long a compared choice is made again, at random from one to the other; null: not again
+    forced_s: Stretch | None
     horizon_s: float = Field(gt=0, le=MAX_S)  # requests that arrive within it are counted
     stray: float = Field(ge=0, le=1)  # share of moments after which a random choice is forced
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.forced_s[1] > self.horizon_s:
+        if self.forced_s is not None and self.forced_s[1] > self.horizon_s:
             raise ValueError(f"forced_s must be ≤ horizon_s, {self.horizon_s:g}")
         return self
 
@@ -105,10 +106,11 @@ class Branching:
     def blank(self) -> Comparisons:
         """One comparison of zeros."""
         nothing = jnp.zeros(self.spec.branches)
-        features = jax.tree.map(
-            lambda rows: jnp.zeros((len(nothing), *rows.shape[1:]), rows.dtype),
-            self.ground.no_features(),
-        )
+        features = self.ground.no_features()
+        if self.ground.architecture.alone:
+            features = jax.tree.map(
+                lambda rows: jnp.zeros((len(nothing), *rows.shape[1:]), rows.dtype), features
+            )
         return Comparisons(
             features, nothing.astype(jnp.int32), nothing.astype(bool),
             jnp.zeros((len(nothing), 2), jnp.float32), jnp.float32(0),
@@ -126,9 +128,11 @@ class Branching:
         strays = jax.random.uniform(stray_key, moments.shape) < spec.stray
         noise = epsilon * jax.random.gumbel(noise_key, shape, jnp.float32)
         anything = 1e3 * jax.random.gumbel(any_key, shape, jnp.float32)
-        low, high = np.log(spec.forced_s)
-        forced_s = jnp.exp(jax.random.uniform(forced_key, moments.shape, minval=low, maxval=high))
-        forced = (forced_s * TICKS_PER_S).astype(jnp.int64)
+        forced = jnp.zeros(moments.shape, jnp.int64)
+        if spec.forced_s is not None:
+            low, high = np.log(spec.forced_s)
+            share = jax.random.uniform(forced_key, moments.shape, minval=low, maxval=high)
+            forced = (jnp.exp(share) * TICKS_PER_S).astype(jnp.int64)
         order = Order(jnp.where(strays, 0, -1).astype(jnp.int32), anything, forced)
         found = spread(self._compare, params, _Round(requests, moments, noise, order, forced))
         rows, there = jax.tree.map(
@@ -206,11 +210,16 @@ class Branching:
             return leaf.reshape(*moments.shape, spec.branches, *leaf.shape[1:])
 
         course: Course = jax.tree.map(to_moments, ends.policy)
-        arrivals = to_moments(found.arrivals)[:, :, 0].astype(jnp.float32)
+        features = course.features
+        if not ground.architecture.alone:  # all ways began in the same situation
+            features = jax.tree.map(lambda leaf: leaf[:, :, 0], features)
+        weight = jnp.ones(moments.shape, jnp.float32)
+        if spec.forced_s is not None:
+            arrivals = to_moments(found.arrivals)[:, :, 0].astype(jnp.float32)
+            weight = arrivals / (arrivals + FEW)
         rows = Comparisons(
-            course.features, course.choice, course.possible, to_moments(found.outcome),
-            arrivals / (arrivals + FEW),
-        )  # fmt: skip
+            features, course.choice, course.possible, to_moments(found.outcome), weight
+        )
         there = jnp.sum(course.possible, axis=-1) > 1
         return _Found(rows, there, found.earned, found.peak, found.number)
 

@@ -30,7 +30,7 @@ class Course(NamedTuple):
     forced_from: Int64[Array, ""]  # the tick when the order was carried out; NEVER before
     choice: Int32[Array, ""]  # the choice it came to
     possible: Bool[Array, ""]  # whether there were choices enough for that rank
-    features: Features  # that choice's rows of what it was made on
+    features: Features  # what it was made on: that choice's rows, where each choice has its own
 
 
 class Forced(Holder[Course]):
@@ -55,7 +55,7 @@ class Forced(Holder[Course]):
         held = jax.tree.map(jnp.asarray, self._router.init(cluster))
         features, allowed = self._router.look(held, idle(cluster, jnp))
         order = Order(jnp.int32(-1), jnp.zeros(len(allowed), jnp.float32), jnp.int64(0))
-        nothing = jax.tree.map(lambda rows: jnp.zeros_like(rows[0]), features)
+        nothing = jax.tree.map(jnp.zeros_like, self._seen(features, jnp.int32(0)))
         return Course(held, order, jnp.int64(NEVER), jnp.int32(0), jnp.bool_(False), nothing)
 
     def due(self, state: Course, now_ticks: Int[Array, ""]) -> Bool[Array, ""]:
@@ -81,7 +81,7 @@ class Forced(Holder[Course]):
         goes_on = has_order & ~begins & (now < forced_from + state.order.ticks) & allowed[forced]
         best = router.best(state.held, values, allowed, observation)
         choice = jnp.where(begins | goes_on, forced, best)
-        held = router.hold(observation, choice)
+        held = router.hold(state.held, observation, choice)
         enough = state.order.rank < jnp.sum(allowed)
         return Course(
             held=held,
@@ -90,9 +90,16 @@ class Forced(Holder[Course]):
             choice=forced,
             possible=jnp.where(begins, enough, state.possible),
             features=jax.tree.map(
-                lambda rows, old: jnp.where(begins, rows[forced], old), features, state.features
+                lambda seen, old: jnp.where(begins, seen, old),
+                self._seen(features, forced),
+                state.features,
             ),
         )
+
+    def _seen(self, features: Features, choice: Int[Array, ""]) -> Features:
+        if not self._router.architecture.alone:
+            return features
+        return jax.tree.map(lambda rows: rows[choice], features)
 
 
 def ordered(course: Course, order: Order) -> Course:

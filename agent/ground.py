@@ -66,8 +66,10 @@ class Ground:
 
     def no_features(self) -> Features:
         """Zeros in the form of what the network is shown."""
+        router = self.router({})
         observation = idle(jax.tree.map(jnp.asarray, self.cluster), jnp)
-        features = self.architecture.features(jnp.int32(0), observation)
+        held = jax.tree.map(jnp.asarray, router.init(self.cluster))
+        features, _ = router.look(held, observation)
         return jax.tree.map(jnp.zeros_like, features)
 
     def draw(self, key: Array, clusters: int, stretch: tuple[float, float]) -> Requests:

@@ -17,12 +17,16 @@ from sim.policy import Basis
 from sim.ticks import TICKS_PER_S, to_ticks
 from sim.types import Cluster
 
+LONG_AGO = np.int64(-to_ticks(1e6))
+
 
 class Held(NamedTuple):
     """The choice in force."""
 
     choice: Int32[Array, ""]
     until: Int64[Array, ""]  # the tick from which on another may be made
+    # when each choice was last made, if the architecture recalls that; LONG_AGO: never
+    made_ticks: Int64[Array, " A"] = np.zeros(0, np.int64)
 
 
 class Decision(NamedTuple):
@@ -64,7 +68,8 @@ class Learned(Holder[Held]):
 
     def init(self, cluster: Cluster) -> Held:
         """A choice that is due to be replaced."""
-        return Held(np.int32(0), np.int64(0))
+        recalled = self.architecture.n_choices(cluster) if self.architecture.recalls else 0
+        return Held(np.int32(0), np.int64(0), np.full(recalled, LONG_AGO))
 
     def due(self, state: Held, now_ticks: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether the choice in force has been held for long enough."""
@@ -84,7 +89,7 @@ class Learned(Holder[Held]):
         values = observation.xp.asarray(self.values(features))
         if observation.xp is np and np.isnan(values).any():
             raise unsound(self.name)
-        held = self.hold(observation, self.best(state, values, allowed, observation))
+        held = self.hold(state, observation, self.best(state, values, allowed, observation))
         return held, Basis(held.choice, values)
 
     def parts(self, state: Held, observation: Observation) -> Float32[Array, "A 2"] | None:
@@ -103,7 +108,11 @@ class Learned(Holder[Held]):
     def look(self, state: Held, observation: Observation) -> tuple[Features, Bool[Array, " A"]]:
         """What a choice is made on, and the choices there are."""
         architecture = self.architecture
-        return architecture.features(state.choice, observation), architecture.allowed(observation)
+        features = architecture.features(state.choice, observation)
+        if architecture.recalls:
+            since = observation.now_ticks - state.made_ticks
+            features = architecture.recall(features, since, observation)
+        return features, architecture.allowed(observation)
 
     def best(
         self,
@@ -121,10 +130,11 @@ class Learned(Holder[Held]):
         lead = xp.asarray(self.architecture.hysteresis * in_force, dtype=values.dtype)
         return xp.argmax(xp.where(allowed, values + lead, -xp.inf))
 
-    def hold(self, observation: Observation, choice: Int[Array, ""]) -> Held:
+    def hold(self, state: Held, observation: Observation, choice: Int[Array, ""]) -> Held:
         """A choice that is in force from now on."""
-        until = observation.now_ticks + self._hold_ticks
-        return Held(observation.xp.asarray(choice, dtype=observation.xp.int32), until)
+        xp, now = observation.xp, observation.now_ticks
+        made = xp.where(xp.arange(len(state.made_ticks)) == choice, now, state.made_ticks)
+        return Held(xp.asarray(choice, dtype=xp.int32), now + self._hold_ticks, made)
 
     def since_ticks(self, state: Held, observation: Observation) -> Int[Array, ""]:
         """Time since the choice in force was made."""
@@ -198,7 +208,7 @@ class Explorer(Holder[Trail]):
         choice = jnp.where(goes_on, state.held.choice, choice)
         until = observation.now_ticks + self._stray_ticks
         stray_until = jnp.where(begins, until, state.stray_until)
-        held = router.hold(observation, choice)
+        held = router.hold(state.held, observation, choice)
         latest = Decision(
             features,
             allowed,

@@ -23,11 +23,12 @@ class Transitions(NamedTuple):
 class Comparisons(NamedTuple):
     """B situations in which K of the choices were tried on the same future.
 
-    The network has to value each choice by a row of features of its own.
+    A network with a method `parts` values each choice by a row of features of its own; any other
+    values all choices of a situation together.
     """
 
-    features: Features  # of the choices tried: a second leading axis K
-    choice: Int32[Array, "B K"]  # which they were: to look at, nothing is learned from it
+    features: Features  # of the choices tried, with a second leading axis K; or of the situation
+    choice: Int32[Array, "B K"]  # which they were
     there: Bool[Array, "B K"]  # whether there were so many choices
     outcome: Float32[Array, "B K 2"]  # what came of each: for the requests it routed, for others
     weight: Float32[Array, " B"]  # how much the comparison counts

@@ -147,8 +147,14 @@ class Loop:
             return jax.vmap(partial(self.network.apply, weights, method=method))(features)  # type: ignore[return-value]
 
         if isinstance(batch, Comparisons):
-            q_tm1 = values(params, batch.features, "parts")
-            error = jax.vmap(comparison_errors)(q_tm1, batch.there, batch.outcome)
+            outcome = batch.outcome
+            if hasattr(self.network, "parts"):
+                q_tm1 = values(params, batch.features, "parts")
+            else:
+                q = values(params, batch.features)
+                q_tm1 = jnp.take_along_axis(q, batch.choice, axis=1)[..., None]
+                outcome = jnp.sum(outcome, axis=-1, keepdims=True)
+            error = jax.vmap(comparison_errors)(q_tm1, batch.there, outcome)
             weight = batch.weight[:, None, None]
         else:
             q_tm1 = values(params, batch.features)
