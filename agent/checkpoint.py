@@ -218,7 +218,7 @@ class Trained(Learned):
                 f"{told}, and is asked about {', '.join(offered)}", PolicyWarning, stacklevel=2
             )
         xp = cluster.quality.__array_namespace__()
-        features = self.architecture.features(xp.int32(0), idle(cluster, xp))
+        features, _ = self.look(super().init(cluster), idle(cluster, xp))
         network = self.architecture.network(cluster.models)
         wanted = jax.eval_shape(network.init, jax.random.key(0), features)
         tensors.check_shapes(self._held.weights, tensors.shapes(wanted), f"{self._path}/{WEIGHTS}")

@@ -10,23 +10,20 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, Int64
 
 from agent.architectures import Architecture
-from agent.architectures.architecture import Features, Params
+from agent.architectures.architecture import Features, Memory, Params, Remembering
 from agent.holder import Holder
 from sim.observation import Array, Observation, idle
 from sim.policy import Basis
 from sim.ticks import TICKS_PER_S, to_ticks
 from sim.types import Cluster
 
-LONG_AGO = np.int64(-to_ticks(1e6))
-
 
 class Held(NamedTuple):
-    """The choice in force."""
+    """The choice in force, and what is remembered of those before."""
 
     choice: Int32[Array, ""]
     until: Int64[Array, ""]  # the tick from which on another may be made
-    # when each choice was last made, if the architecture recalls that; LONG_AGO: never
-    made_ticks: Int64[Array, " A"] = np.zeros(0, np.int64)
+    memory: Memory = ()
 
 
 class Decision(NamedTuple):
@@ -62,14 +59,15 @@ class Learned(Holder[Held]):
         super().__init__(architecture.hold_s)
         self.name = architecture.name
         self.architecture = architecture
+        self._remembering = architecture if isinstance(architecture, Remembering) else None
         self._hold_ticks = to_ticks(architecture.hold_s)
         self._network, self._params = architecture.network(models), params
         self.values = partial(_values, self._network, params)
 
     def init(self, cluster: Cluster) -> Held:
         """A choice that is due to be replaced."""
-        recalled = self.architecture.n_choices(cluster) if self.architecture.recalls else 0
-        return Held(np.int32(0), np.int64(0), np.full(recalled, LONG_AGO))
+        memory = () if self._remembering is None else self._remembering.memory(cluster)
+        return Held(np.int32(0), np.int64(0), memory)
 
     def due(self, state: Held, now_ticks: Int[Array, ""]) -> Bool[Array, ""]:
         """Whether the choice in force has been held for long enough."""
@@ -109,9 +107,8 @@ class Learned(Holder[Held]):
         """What a choice is made on, and the choices there are."""
         architecture = self.architecture
         features = architecture.features(state.choice, observation)
-        if architecture.recalls:
-            since = observation.now_ticks - state.made_ticks
-            features = architecture.recall(features, since, observation)
+        if self._remembering is not None:
+            features = self._remembering.recall(features, state.memory, observation)
         return features, architecture.allowed(observation)
 
     def best(
@@ -131,10 +128,11 @@ class Learned(Holder[Held]):
         return xp.argmax(xp.where(allowed, values + lead, -xp.inf))
 
     def hold(self, state: Held, observation: Observation, choice: Int[Array, ""]) -> Held:
-        """A choice that is in force from now on."""
-        xp, now = observation.xp, observation.now_ticks
-        made = xp.where(xp.arange(len(state.made_ticks)) == choice, now, state.made_ticks)
-        return Held(xp.asarray(choice, dtype=xp.int32), now + self._hold_ticks, made)
+        """A choice that is in force from now on, after the one that was."""
+        until, memory = observation.now_ticks + self._hold_ticks, state.memory
+        if self._remembering is not None:
+            memory = self._remembering.remember(memory, choice, observation)
+        return Held(observation.xp.asarray(choice, dtype=observation.xp.int32), until, memory)
 
     def since_ticks(self, state: Held, observation: Observation) -> Int[Array, ""]:
         """Time since the choice in force was made."""

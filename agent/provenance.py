@@ -20,7 +20,8 @@ ELSEWHERE = (
     "blame.py", "credit.py", "practice.py", "reward.py", "train.py", "trainer.py", "training.py",
     "training_report.py", "dqn/",
     "sweep.py", "gather.py", "tune.py", "tuning.py", "tuning_report.py",
-    "explain.py", "explanation/", "clairvoyant/", "claims/", "exact.py", "environment.py",
+    "explain.py", "explanation/", "clairvoyant/", "claims/", "exact.py", "optimality/",
+    "environment.py",
 )  # fmt: skip
 
 

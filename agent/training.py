@@ -42,7 +42,14 @@ class AgentSpec(Spec):
         return self
 
 
-class TrainSpec(Spec):
+class LearningSpec(Spec):
+    """A router to be trained, and what it is told of answers."""
+
+    agent: AgentSpec
+    reward: RewardSpec
+
+
+class TrainSpec(LearningSpec):
     """All that `python -m agent.train` is told."""
 
     name: str
@@ -51,8 +58,6 @@ class TrainSpec(Spec):
     workload: WorkloadSpec
     tasks: TasksSpec
     utility: UtilitySpec
-    reward: RewardSpec
-    agent: AgentSpec
     seed: int = Field(ge=0)  # of the first router and of the workloads
     seeds: int = Field(ge=1)  # routers trained side by side, each from a seed of its own
     pool: int = Field(ge=1)  # workloads to practise on
@@ -76,7 +81,7 @@ def train(key: Array, config: TrainSpec) -> tuple[Learner, Metrics]:
     return make_loop(make_ground(config), config).train(key)
 
 
-def make_loop(ground: Ground, spec: TrainSpec) -> Loop:
+def make_loop(ground: Ground, spec: LearningSpec) -> Loop:
     """The learner of a training.
 
     Raises:
@@ -90,13 +95,10 @@ def make_loop(ground: Ground, spec: TrainSpec) -> Loop:
     if practice.kind == "play":
         environment = Practice(ground, PracticeSpec(**settings))
     else:
-        if not architecture.alone:
-            allowed = f"play: {architecture.name} cannot value a choice without the others"
-            raise ConfigError("agent.practice.kind", practice.kind, allowed)
         if practice.branches > ground.n_choices:
             allowed = f"at most the {ground.n_choices} choices that there are"
             raise ConfigError("agent.practice.branches", practice.branches, allowed)
-        if practice.forced_s[0] < architecture.hold_s:
+        if practice.forced_s is not None and practice.forced_s[0] < architecture.hold_s:
             allowed = f"at least as long as a choice is held, {architecture.hold_s:g}"
             raise ConfigError("agent.practice.forced_s", list(practice.forced_s), allowed)
         environment = Branching(ground, BranchingSpec(**settings))

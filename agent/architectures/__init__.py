@@ -4,6 +4,7 @@ from agent.architectures.architecture import Architecture
 from agent.architectures.gears import Gears
 from agent.architectures.paper import Paper
 from agent.architectures.plans import Plans
+from agent.architectures.recalling import RecallingReplicas
 from agent.architectures.replicas import Replicas
 
-__all__ = ["Architecture", "Gears", "Paper", "Plans", "Replicas"]
+__all__ = ["Architecture", "Gears", "Paper", "Plans", "RecallingReplicas", "Replicas"]

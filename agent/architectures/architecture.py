@@ -4,7 +4,7 @@ A choice is made for one request, or is held for a while and rules route the req
 Whatever carries it out is pure and uses the array namespace of the observation.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 from jaxtyping import Bool, Float32, Int
@@ -14,6 +14,7 @@ from sim.types import Cluster
 
 Features = Any  # a pytree of float32 arrays, as the network likes it
 Params = Any  # the network's weights, a pytree of arrays
+Memory = Any  # a pytree of arrays, of the same shapes at all times
 
 
 class Architecture(Protocol):
@@ -43,6 +44,20 @@ class Architecture(Protocol):
 
     def label(self, choice: int, cluster: Cluster) -> str:
         """A name of a choice, to show people."""
+
+
+@runtime_checkable
+class Remembering(Architecture, Protocol):
+    """An architecture that is also shown what it remembers of the choices before."""
+
+    def memory(self, cluster: Cluster) -> Memory:
+        """Of nothing."""
+
+    def remember(self, memory: Memory, choice: Int[Array, ""], observation: Observation) -> Memory:
+        """The memory with a choice that is made now."""
+
+    def recall(self, features: Features, memory: Memory, observation: Observation) -> Features:
+        """What the network is shown: the features, and of the memory what is of use now."""
 
 
 def log_scaled(values: Float32[Array, "*n"], observation: Observation) -> Float32[Array, "*n"]:

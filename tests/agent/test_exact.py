@@ -4,62 +4,32 @@ from functools import cache
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from agent.baselines import ConservativeGreedy, LargestThatFits, LeastLoaded, Static
 from agent.exact import Exact, Kind, Small, Solution, solve
+from agent.optimality import OptimalitySpec, draw, make_small
 from sim.cluster import simulate
-from sim.config import ConfigError
-from sim.ticks import NEVER, to_ticks
+from sim.config import ConfigError, check
+from sim.ticks import to_ticks
 from sim.types import Bounds, Cluster, Workload
 from sim.utility import utility
 from sim.vector.simulate import simulate as simulate_in_jax
 from tests.systems import make_cluster
 
-SLOT_S = 0.25
-
-
-def system(placement, chance=0.3, switch_s=0.0) -> Small:
-    """A small model of one slot a step and a large one of two; batches of two cost a slot more."""
-    cluster = make_cluster(
-        placement, step_s=[0.0, SLOT_S], sequence_s=[SLOT_S, SLOT_S],
-        quality=[[0.5, 0.7], [1, 0.8]], tasks=("short", "long"), max_batch=2,
-        max_queue=1, switch_s=[0.0, switch_s],
-    )  # fmt: skip
-    kinds = (Kind(chance / 2, 1, 1, 5), Kind(chance / 2, 1, 2, 8))
-    return Small(cluster, to_ticks(SLOT_S), kinds)
-
-
-SYSTEMS = {
-    "one device": ([[0, 1]], 0.3, 0.0),
-    "one busy device that switches": ([[0, 1]], 0.6, SLOT_S),
-    "two devices": ([[0], [1]], 0.6, 0.0),
-}
+with initialize_config_module("conf", version_base="1.3"):
+    CONFIG = OmegaConf.to_container(compose("optimality"), resolve=True)
+SYSTEMS = check(OptimalitySpec, CONFIG, "").systems
 
 
 @cache
 def solved(name: str) -> Solution:
-    return solve(system(*SYSTEMS[name]))
+    return solve(make_small(SYSTEMS[name]))
 
 
-def draw(small: Small, slots: int, seed: int) -> tuple[Workload, Bounds]:
-    """Requests that arrive in slots at random, as they are solved for."""
-    rng = np.random.default_rng(seed)
-    ends = np.cumsum([kind.chance for kind in small.kinds])
-    task = np.searchsorted(ends, rng.uniform(size=slots), side="right")
-    (slot,) = np.nonzero(task < len(ends))
-    task = task[slot].astype(np.int32)
-
-    def each(name: str, kind: type = np.int32) -> np.ndarray:
-        return np.array([getattr(k, name) for k in small.kinds], kind)[task]
-
-    nothing, never = np.zeros(len(slot), np.int32), np.full(len(slot), NEVER)
-    output = each("output_tokens")
-    workload = Workload(
-        small.cluster.tasks, slot * small.slot_ticks, task, each("prompt_tokens"), output, output,
-        nothing, nothing, slots * small.slot_ticks,
-    )  # fmt: skip
-    bound = each("bound_slots", np.int64) * small.slot_ticks
-    return workload, Bounds(bound, never, never, 0)
+def drawn(small: Small, slots: int, seed: int) -> tuple[Workload, Bounds]:
+    return draw(small, slots, np.random.default_rng(seed))
 
 
 def interval(values: np.ndarray, blocks: int = 40) -> tuple[float, float]:
@@ -72,7 +42,7 @@ def interval(values: np.ndarray, blocks: int = 40) -> tuple[float, float]:
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_best_policy_attains_its_value_in_the_jax_engine(name):
     found = solved(name)
-    workload, bounds = draw(found.small, 40_000, seed=5)
+    workload, bounds = drawn(found.small, 40_000, seed=5)
     result = simulate_in_jax(found.small.cluster, workload, bounds, Exact(found))
     low, high = interval(utility(result, 0.0))
     assert low <= found.per_request <= high
@@ -82,7 +52,7 @@ def test_the_best_policy_attains_its_value_in_the_jax_engine(name):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_both_engines_agree_on_it(name):
     found = solved(name)
-    workload, bounds = draw(found.small, 600, seed=6)
+    workload, bounds = drawn(found.small, 600, seed=6)
     one = simulate(found.small.cluster, workload, bounds, Exact(found))
     two = simulate_in_jax(found.small.cluster, workload, bounds, Exact(found))
     np.testing.assert_array_equal(one.replica, two.replica)
@@ -92,7 +62,7 @@ def test_both_engines_agree_on_it(name):
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_no_rule_earns_more(name):
     found = solved(name)
-    workload, bounds = draw(found.small, 6_000, seed=7)
+    workload, bounds = drawn(found.small, 6_000, seed=7)
     cluster = found.small.cluster
     best = utility(simulate(cluster, workload, bounds, Exact(found)), 0.0)
     rules = [LargestThatFits(), LeastLoaded(), ConservativeGreedy(), Static(-1, "l", alone=False)]

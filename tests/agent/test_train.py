@@ -327,13 +327,20 @@ def test_more_random_choices_than_there_are_decisions_are_refused():
     assert make_spec("agent.dqn.epsilon=4").agent.dqn.epsilon == 4  # there it is noise in value
 
 
-def test_choices_that_are_valued_together_cannot_be_compared():
-    paper = compose("train", overrides=["name=x", "agent=paper"]).agent.architecture
-    config = OmegaConf.to_container(compose("train", overrides=["name=x", *TINY[1:]]))
-    config["agent"]["architecture"] = OmegaConf.to_container(paper)
-    spec = check(TrainSpec, config, "")
-    with pytest.raises(ConfigError, match=r"agent.practice.kind = 'branch'.* paper cannot"):
-        make_loop(make_ground(spec), spec)
+def test_choices_that_are_valued_together_can_be_compared_for_single_requests():
+    sizes = [text for text in TINY[1:] if not text.startswith("agent.architecture")]
+    spec = make_spec(
+        "agent=replicas_compared", *(text for text in sizes if "forced_s" not in text),
+        "agent.architecture.embedding=[8]", "agent.architecture.widths=[8]", base=["name=x"],
+    )  # fmt: skip
+    loop = make_loop(make_ground(spec), spec)
+    before = jax.jit(loop.start)(jax.random.key(0))
+    after, metrics = jax.jit(loop.iterate)(before)
+    assert np.isfinite(metrics["loss"])
+    assert metrics["loss"] > 0
+    assert metrics["decisions"] > 0
+    old, new = before.params, after.params
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), old, new)))
 
 
 def test_a_workload_of_one_draw_alone_is_refused():

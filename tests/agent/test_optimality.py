@@ -1,0 +1,140 @@
+"""How far routers are from the optimum of solved systems: measured, shown, and held to."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from agent.baselines import ConservativeGreedy, LargestThatFits
+from agent.learned import Learned
+from agent.optimality import Gap, OptimalitySpec, learn, load, play
+from agent.optimality.learning import save
+from sim.config import ConfigError, check
+from tests.agent.test_exact import SYSTEMS, solved
+
+MOST = 1.0  # %
+REQUESTS = 20_000
+
+
+def make_spec(*overrides: str) -> OptimalitySpec:
+    with initialize_config_module("conf", version_base="1.3"):
+        config = OmegaConf.to_container(compose("optimality", overrides=[*overrides]), resolve=True)
+    return check(OptimalitySpec, config, "")
+
+
+@cache
+def shipped(name: str) -> Learned:
+    return load(make_spec(), name)
+
+
+def shaken(router: Learned, by: float) -> Learned:
+    """The router with weights that are off by so much of their size, at random."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: leaf + by * leaf.std() * rng.normal(size=leaf.shape).astype(np.float32),
+        router.values.args[1],
+    )
+    return Learned(router.architecture, (), params)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_the_router_that_ships_is_within_one_percent_of_the_optimum(name):
+    """With all of the 95 % interval; weights that are a little off are not."""
+    routers = {"shipped": shipped(name), "shaken": shaken(shipped(name), 0.5)}
+    exact, learned, worse = play(solved(name), routers, REQUESTS, seed=1)
+    assert exact.low <= 0 <= exact.high
+    assert learned.high <= MOST
+    assert worse.low > MOST
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_no_rule_is_as_near(name):
+    rules = {rule.name: rule for rule in (LargestThatFits(), ConservativeGreedy())}
+    _, *gaps = play(solved(name), rules, 6000, seed=2)
+    assert [gap.policy for gap in gaps] == [*rules]
+    assert all(gap.low > MOST for gap in gaps)
+
+
+def test_gaps_are_of_what_the_optimum_earned_of_the_same_requests():
+    """A rule that is played twice has the same gap; fewer requests tell less."""
+    one, two = (
+        play(solved("two_devices"), {"a": LargestThatFits(), "b": LargestThatFits()}, n, seed=3)
+        for n in (8000, 2000)
+    )
+    assert one[1] == replace(one[2], policy="a")
+    assert one[1].high - one[1].low < two[1].high - two[1].low
+    value, (exact, rule, _) = solved("two_devices").per_request, one
+    assert rule.gap == pytest.approx(100 * (exact.per_request - rule.per_request) / value)
+
+
+TINY = (
+    "agent.architecture.embedding=[4]", "agent.architecture.widths=[4]", "pool=2",
+    "agent.practice.clusters=2", "agent.practice.requests=30", "agent.practice.moments=2",
+    "agent.dqn.iterations=2", "agent.dqn.updates=2", "agent.dqn.batch_size=4",
+)  # fmt: skip
+
+
+@cache
+def tiny() -> OptimalitySpec:
+    return make_spec(*TINY)
+
+
+def test_a_router_learns_and_is_found_again(tmp_path):
+    spec = tiny().model_copy(update={"routers": str(tmp_path)})
+    calls: list[int] = []
+    weights = learn(spec, "two_devices", lambda: calls.append(1))
+    assert len(calls) == 2
+    save(spec, "two_devices", weights, "made by hand")
+    found = load(spec, "two_devices")
+    leaves = jax.tree.leaves(found.values.args[1])
+    assert sorted(leaf.shape for leaf in leaves) == sorted(w.shape for w in weights.values())
+    (_, gap) = play(solved("two_devices"), {"learned": found}, 1000, seed=0)
+    assert gap.gap > MOST
+
+    other = spec.model_copy(update={"systems": {"two_devices": SYSTEMS["one_device"]}})
+    with pytest.raises(ConfigError, match=r"system = .* train again"):
+        load(other, "two_devices")
+    with pytest.raises(ConfigError, match=r"agent.architecture = .* train again"):
+        load(make_spec(f"routers={tmp_path}"), "two_devices")
+    with pytest.raises(ConfigError, match=r"routers = .*one_device.* no such file"):
+        load(spec, "one_device")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("systems.two_devices.placement=[[small],[medium]]", r"placement must be of .* got medium"),
+        ("systems.two_devices.placement=[[small],[]]", r"placement must have a model on each"),
+        ("systems.one_device.tasks.long.chance=0.9", r"chances of less than 1 together, got 1.05"),
+        ("+systems.one_device.models.small.quality.code=1", r"quality must be of short, long, got"),
+        ("systems.one_device.models.small.sequence_slots=0", r"must be ≥ 1: a step takes time"),
+        ("requests=10", r"requests = 10"),
+        ("routers=null train=true", r"routers must be a folder"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(override, message):
+    with pytest.raises(ConfigError, match=message):
+        make_spec(*override.split())
+
+
+def test_the_command_trains_and_tells_gaps(tmp_path):
+    routers = tmp_path / "routers"
+    command = [
+        sys.executable, "-m", "agent.optimality", *TINY, "train=true", f"routers={routers}",
+        "systems={two_devices: ${systems.two_devices}}", "rules=[least_loaded]", "requests=1000",
+        f"output_dir={tmp_path}",
+    ]  # fmt: skip
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "gap to the optimum" in ended.stdout
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    gaps = [Gap(**gap) for gap in results["systems"]["two_devices"]["gaps"]]
+    assert [gap.policy for gap in gaps] == ["exact", "least_loaded", "learned"]
+    assert all(gap.low <= gap.gap <= gap.high for gap in gaps)
+    assert results["provenance"]["command"].startswith("python -m agent.optimality")
