@@ -263,7 +263,7 @@ class Place(NamedTuple):
     slot: Int64[Array, ""]  # of that arrival; −1 before the first
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Exact:
     """The best policy, which knows the state because it follows it from the beginning."""
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float64
 from pydantic import JsonValue
 
 from agent import tensors
@@ -20,7 +19,7 @@ from agent.checkpoint import make_architecture
 from agent.exact import Small
 from agent.ground import Ground
 from agent.learned import Learned
-from agent.optimality.spec import OptimalitySpec, SystemSpec
+from agent.optimality.spec import OptimalitySpec
 from agent.optimality.system import draw, make_small
 from agent.tensors import Tensors
 from agent.training import make_loop
@@ -30,6 +29,7 @@ from sim.observation import OBSERVATION_SCHEMA
 from sim.vector.state import Requests, to_requests
 
 PRACTICE, SUFFIX = 1 << 32, ".safetensors"  # seeds from there on are of practice alone
+
 
 def learn(spec: OptimalitySpec, name: str, told: Callable[[], object]) -> Tensors:
     """The weights of a router trained in a system, averaged over the last updates.
@@ -50,8 +50,8 @@ def learn(spec: OptimalitySpec, name: str, told: Callable[[], object]) -> Tensor
     loop = make_loop(ground, spec)
     iterate = jax.jit(loop.iterate, donate_argnums=0)
     learner = jax.jit(loop.start)(jax.random.key(spec.training_seed))
-    for _ in range(spec.agent.dqn.iterations):
-        learner = jax.block_until_ready(iterate(learner)[0])
+    while learner.iteration < spec.agent.dqn.iterations:
+        learner, _ = iterate(learner)
         told()
     if learner.diverged:
         raise FloatingPointError(f"the router of {name} diverged: its weights became infinite")

@@ -45,7 +45,9 @@ def play(
     workload, bounds = draw(small, slots, np.random.default_rng(seed))
 
     def earned(policy: Policy) -> Float64[np.ndarray, " N"]:
-        return utility(simulate(small.cluster, workload, bounds, policy, seed=seed), 0.0)
+        result = simulate(small.cluster, workload, bounds, policy, seed=seed)
+        worth: Float64[np.ndarray, " N"] = utility(result, 0.0)
+        return worth
 
     def gap(name: str, worth: Float64[np.ndarray, " N"], lost: Float64[np.ndarray, " N"]) -> Gap:
         blocks = np.array([part.mean() for part in np.array_split(lost, BLOCKS)])

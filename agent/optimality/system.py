@@ -83,4 +83,5 @@ def draw(small: Small, slots: int, rng: np.random.Generator) -> tuple[Workload, 
         small.cluster.tasks, slot * small.slot_ticks, task, each("prompt_tokens"), output, output,
         nothing, nothing, slots * small.slot_ticks,
     )  # fmt: skip
-    return workload, Bounds(each("bound_slots").astype(np.int64) * small.slot_ticks, never, never, 0)
+    bound = each("bound_slots").astype(np.int64) * small.slot_ticks
+    return workload, Bounds(bound, never, never, 0)
