@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from agent.training import LearningSpec
 from sim.config import Spec
+from sim.files import PACKAGE_PREFIX
 from sim.ticks import MAX_S
 
 Slots = Annotated[int, Field(ge=0)]
@@ -82,6 +83,6 @@ class OptimalitySpec(LearningSpec):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.train and self.routers is None:
-            raise ValueError("routers must be a folder to train routers into, got null")
+        if self.train and (self.routers is None or self.routers.startswith(PACKAGE_PREFIX)):
+            raise ValueError(f"routers must be a folder to train routers into, got {self.routers}")
         return self

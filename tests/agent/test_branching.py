@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jaxtyping import Int64
 
-from agent.architectures import Plans
+from agent.architectures import Architecture, Plans, RecallingReplicas
 from agent.branching import FEW, Branching, BranchingSpec
 from agent.ground import Ground, to_pool
 from agent.learned import Learned
@@ -88,8 +88,8 @@ class Round(NamedTuple):
     found: Any
 
 
-def branching(pool: Any, **changes: Any) -> Told:
-    ground = Ground(PLANS, CLUSTER, pool, SCORED.miss_penalty)
+def branching(pool: Any, architecture: Architecture = PLANS, **changes: Any) -> Told:
+    ground = Ground(architecture, CLUSTER, pool, SCORED.miss_penalty)
     return Told(ground, SPEC.model_copy(update=changes))
 
 
@@ -98,9 +98,9 @@ def pool_of(workloads: list[Workload]) -> Requests:
 
 
 @cache
-def weights() -> Any:
-    seen = branching(pool_of(MIXED)).ground.no_features()
-    params = PLANS.network(CLUSTER.models).init(jax.random.key(3), seen)
+def weights(architecture: Architecture = PLANS) -> Any:
+    seen = branching(pool_of(MIXED), architecture).ground.no_features()
+    params = architecture.network(CLUSTER.models).init(jax.random.key(3), seen)
 
     def moved(leaf: Any) -> Any:  # so that choices vary
         return leaf + 0.3 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape)
@@ -162,13 +162,13 @@ class Replay:
         features, allowed = router.look(held, observation)
         if rank >= 0 and begun_at == NEVER:
             values = np.where(allowed, np.asarray(router.values(features)) + noise, -np.inf)
-            forced, begun_at = int(sorted(range(3), key=lambda a: -values[a])[rank]), now
-            held = router.hold(observation, np.int32(forced))
+            forced, begun_at = int(np.argsort(-values, kind="stable")[rank]), now
+            held = router.hold(held, observation, np.int32(forced))
             if number == len(self.orders):
-                self.seen, self.chosen = features[forced], forced
+                self.seen, self.chosen = features, forced
         elif now >= held.until:
             if rank >= 0 and now < begun_at + ticks:
-                held = router.hold(observation, np.int32(forced))
+                held = router.hold(held, observation, np.int32(forced))
             else:
                 held = router.renew(held, observation)
                 self.renewed += number == len(self.orders)
@@ -185,7 +185,9 @@ class Way(NamedTuple):
     forced: int  # ticks
 
 
-def replay(one: Round, cluster: int, number: int, rank: int) -> Way:
+def replay(
+    one: Round, cluster: int, number: int, rank: int, architecture: Architecture = PLANS
+) -> Way:
     """Play a workload to one of its moments and from there on in one way."""
     requests, moments, noise, strays, forced = one.planned
     requests = jax.tree.map(lambda leaf: leaf[cluster], requests)
@@ -206,7 +208,8 @@ def replay(one: Round, cluster: int, number: int, rank: int) -> Way:
         )
         for i in range(number)
     ] + [Ordered(moment, rank, noise[cluster, number], int(forced[cluster, number]))]  # fmt: skip
-    policy = Replay(Learned(PLANS, CLUSTER.models, weights()), orders)
+    router = Learned(architecture, CLUSTER.models, weights(architecture))
+    policy = Replay(router, orders)
     result = simulate(CLUSTER, again, bounds, policy)
     return Way(result, moment, bounds, policy, int(forced[cluster, number]))
 
@@ -237,7 +240,7 @@ def test_every_way_comes_to_what_it_comes_to_alone_in_the_other_engine():
             expected = [outcome_of(way) for way in ways]
             np.testing.assert_allclose(rows.outcome[:3], expected, rtol=1e-6, atol=1e-7)
             for row, way in zip(rows.features[:3], ways, strict=True):
-                np.testing.assert_allclose(row, way.policy.seen, atol=1e-6)
+                np.testing.assert_allclose(row, way.policy.seen[way.policy.chosen], atol=1e-6)
                 freed += way.policy.renewed
             compared += 3
             chosen.add(tuple(rows.choice[:3].tolist()))
@@ -247,6 +250,33 @@ def test_every_way_comes_to_what_it_comes_to_alone_in_the_other_engine():
     assert len(chosen) > 2
     assert apart > 8
     assert freed > 20
+
+
+def test_every_choice_for_a_single_request_comes_to_what_it_comes_to_alone_in_the_other_engine():
+    """Of a router that values all choices together, and remembers those before."""
+    router = RecallingReplicas(embedding=[8], widths=[8])
+
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def play_one(pool: Any, params: Any) -> Round:
+        environment = branching(pool, router, branches=5, forced_s=None, moments=2)
+        collected = environment.collect(jax.random.key(0), params, jnp.float32(0.0))
+        return Round(collected, *environment.told.pop())
+
+    one = jax.tree.map(np.asarray, play_one(pool_of(MIXED), weights(router)))
+    assert (one.found.rows.weight == 1).all()
+    apart = 0
+    for cluster, number in np.ndindex(CLUSTERS, 2):
+        rows = jax.tree.map(lambda leaf, at=(cluster, number): leaf[at], one.found.rows)
+        ranks = np.flatnonzero(rows.there)
+        ways = [replay(one, cluster, number, int(rank), router) for rank in ranks]
+        assert rows.choice[ranks].tolist() == [way.policy.chosen for way in ways]
+        expected = [outcome_of(way) for way in ways]
+        np.testing.assert_allclose(rows.outcome[ranks], expected, rtol=1e-6, atol=1e-6)
+        for way in ways:
+            for row, seen in zip(rows.features, way.policy.seen, strict=True):
+                np.testing.assert_allclose(row, seen, atol=1e-6)
+        apart += max(expected) > min(expected)
+    assert apart > 4
 
 
 def test_all_ways_of_a_moment_meet_the_same_requests():

@@ -200,6 +200,25 @@ def test_differences_in_worth_are_learned_from_comparisons_whatever_the_future_p
     assert not learner.diverged
 
 
+@dataclass(frozen=True)
+class ComparedTogether(Compared):
+    """The same, shown the state alone: a network has to value all choices in it."""
+
+    def blank(self) -> Comparisons:
+        return super().blank()._replace(features=jnp.zeros(STATES, jnp.float32))
+
+    def collect(self, key: Any, params: Any, epsilon: Any) -> Any:
+        rows, *rest = super().collect(key, params, epsilon)
+        return rows._replace(features=rows.features[:, 0, :STATES]), *rest
+
+
+def test_they_are_learned_by_a_network_that_values_all_choices_together():
+    learner, _ = program(Loop(ComparedTogether(), Mlp((16,), 3), SPEC).train)(jax.random.key(0))
+    learned = np.asarray(Mlp((16,), 3).apply(learner.params, jnp.eye(STATES)))
+    expected = WORTH - WORTH.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(learned - learned.mean(axis=1, keepdims=True), expected, atol=0.12)
+
+
 @pytest.mark.parametrize(
     ("there", "expected"),
     [

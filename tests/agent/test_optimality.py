@@ -116,7 +116,8 @@ def test_a_router_learns_and_is_found_again(tmp_path):
         ("+systems.one_device.models.small.quality.code=1", r"quality must be of short, long, got"),
         ("systems.one_device.models.small.sequence_slots=0", r"must be ≥ 1: a step takes time"),
         ("requests=10", r"requests = 10"),
-        ("routers=null train=true", r"routers must be a folder"),
+        ("routers=null train=true", r"routers must be a folder .* got None"),
+        ("train=true", r"routers must be a folder .* got pkg://"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(override, message):
