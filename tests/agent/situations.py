@@ -9,11 +9,12 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 
-from sim.observation import Observation, idle
+from sim.observation import WINDOWS_S, Observation, idle
 from sim.ticks import NEVER, to_ticks
 from tests.systems import make_cluster
 
 ZEROS = np.zeros(4, np.int64)
+NO_ARRIVALS = np.zeros((len(WINDOWS_S), 1), np.int64)
 TWO_DEVICES = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0])
 
 
@@ -25,7 +26,7 @@ def situation(**changes) -> Observation:
         e2e_slack_ticks=to_ticks(100), ttft_slack_ticks=NEVER, tpot_ticks=NEVER, grace_ticks=0,
         random_bits=0, running=ZEROS, decoding=ZEROS, waiting=ZEROS, prefill_tokens=ZEROS,
         decode_tokens=ZEROS, kv_tokens=ZEROS, kv_blocks_used=ZEROS, mask=np.ones(4, bool),
-        window_arrivals=np.zeros((4, 1), np.int64), previous_arrivals=np.zeros((4, 1), np.int64),
+        window_arrivals=NO_ARRIVALS, previous_arrivals=NO_ARRIVALS,
         since_arrival_ticks=0, finished_requests=np.zeros(1, np.int64),
         finished_tokens=np.zeros(1, np.int64),
     )  # fmt: skip
@@ -38,8 +39,9 @@ def choose(policy, observation: Observation) -> int:
 
 def arriving(rate_rps: int) -> dict[str, np.ndarray]:
     """What is observed at the end of windows that had so many arrivals per second."""
-    per_window = np.array([[0.25], [1.0], [4.0], [16.0]]) * rate_rps
-    return {"window_arrivals": per_window.astype(np.int64), "now_ticks": to_ticks(15.9999)}
+    per_window = np.array(WINDOWS_S)[:, None] * rate_rps
+    now_ticks = to_ticks(WINDOWS_S[-1] - 1e-4)
+    return {"window_arrivals": per_window.astype(np.int64), "now_ticks": now_ticks}
 
 
 def of_one_token(**changes) -> Observation:

@@ -19,7 +19,7 @@ from agent.baselines import (
 from sim.config import ConfigError
 from sim.policy import SHED
 from sim.ticks import to_ticks
-from tests.agent.situations import choose, situation
+from tests.agent.situations import NO_ARRIVALS, choose, situation
 from tests.systems import make_cluster
 
 RULES = [Uniform(), RoundRobin(), LeastLoaded(), LargestThatFits(), ConservativeGreedy()]
@@ -89,7 +89,7 @@ def test_conservative_greedy_wants_twice_the_time():
 def test_conservative_greedy_wants_a_model_that_keeps_up_with_arrivals():
     # two large replicas finish 2 requests each in 10 decode steps and a prefill: under 0.4 a second
     def at(rate_rps):
-        arrivals = np.zeros((4, 1), np.int64)
+        arrivals = NO_ARRIVALS.copy()
         arrivals[1] = rate_rps  # the window of 1 s, at its end
         return situation(window_arrivals=arrivals)
 

@@ -16,7 +16,7 @@ from agent.service_plans import fluid
 from agent.service_plans.partitions import placements
 from agent.service_plans.plan import Table
 from sim.deploy import ClusterSpec, build_cluster
-from sim.observation import Observation, idle
+from sim.observation import WINDOWS_S, Observation, idle
 from sim.profile import load_bundle
 from sim.ticks import NEVER, TICKS_PER_S, to_ticks
 from sim.types import Cluster
@@ -41,9 +41,9 @@ CLUSTER = default_cluster()
 
 def situation(rate_rps: float = 0.0) -> Observation:
     """Requests of 128 and at most 64 tokens, at this rate on all time scales; nothing inside."""
-    counts = np.repeat(np.rint(rate_rps * 0.25 * 4.0 ** np.arange(4) / 4)[:, None], 4, axis=1)
+    counts = np.repeat(np.rint(rate_rps * np.array(WINDOWS_S) / 4)[:, None], 4, axis=1)
     return replace(
-        idle(CLUSTER, np), now_ticks=np.int64((1 << 44) - 1), prompt_tokens=np.int64(128),
+        idle(CLUSTER, np), now_ticks=to_ticks(WINDOWS_S[-1]) - 1, prompt_tokens=np.int64(128),
         max_tokens=np.int64(64), window_arrivals=counts.astype(np.int64),
     )  # fmt: skip
 

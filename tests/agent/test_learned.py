@@ -16,7 +16,7 @@ from agent.architectures import Gears, Paper, Plans
 from agent.learned import Explorer, Learned
 from sim import cluster as reference
 from sim.config import ConfigError
-from sim.observation import idle
+from sim.observation import WINDOWS_S, idle
 from sim.policy import SHED
 from sim.router import draw_random_bits
 from sim.ticks import TICKS_PER_S, to_ticks
@@ -30,7 +30,7 @@ from tests.systems import make_bounds, make_cluster, make_workload
 
 def test_the_paper_sees_task_batch_at_each_model_and_rate_and_nothing_else():
     cluster = make_cluster([[0, 1], [0, 1]], step_s=[0.1, 1.0], tasks=("a", "b", "c"))
-    windows = np.arange(12).reshape(4, 3)
+    windows = np.arange(3 * len(WINDOWS_S)).reshape(-1, 3)
     observation = replace(
         idle(cluster, np), now_ticks=to_ticks(16.0), task=1, running=at(r0=1, r1=5, r2=2),
         waiting=at(r2=4, r3=1), window_arrivals=windows, previous_arrivals=windows,

@@ -170,7 +170,7 @@ def test_before_the_shortest_window_has_passed_rates_are_over_that():
 
 
 def test_rates_fall_to_this_arrival_alone_after_a_long_silence():
-    _, seen = observations(make_cluster(), make_workload([*np.arange(0, 5, 0.1), 100.0]), [0])
+    _, seen = observations(make_cluster(), make_workload([*np.arange(0, 5, 0.1), 200.0]), [0])
     assert seen[-1]["rate_rps"][:, 0] == pytest.approx([1 / w for w in WINDOWS_S])
 
 
