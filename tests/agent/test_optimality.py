@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from agent.baselines import ConservativeGreedy, LargestThatFits
+from agent.baselines import LargestThatFits
 from agent.learned import Learned
 from agent.optimality import Gap, OptimalitySpec, learn, load, play
 from agent.optimality.learning import save
@@ -34,7 +34,7 @@ def shipped(name: str) -> Learned:
     return load(make_spec(), name)
 
 
-def shaken(router: Learned, by: float) -> Learned:
+def off(router: Learned, by: float) -> Learned:
     """The router with weights that are off by so much of their size, at random."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -46,32 +46,22 @@ def shaken(router: Learned, by: float) -> Learned:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_router_that_ships_is_within_one_percent_of_the_optimum(name):
-    """With all of the 95 % interval; weights that are a little off are not."""
-    routers = {"shipped": shipped(name), "shaken": shaken(shipped(name), 0.5)}
-    exact, learned, worse = play(solved(name), routers, REQUESTS, seed=1)
+    """With all of the 95 % interval."""
+    exact, learned = play(solved(name), {"shipped": shipped(name)}, REQUESTS, seed=1)
     assert exact.low <= 0 <= exact.high
     assert learned.high <= MOST
+
+
+def test_weights_that_are_off_and_rules_are_not():
+    """Gaps are of what the optimum earned of the same requests: a rule played twice has one gap."""
+    solution, router = solved("two_devices"), shipped("two_devices")
+    policies = {"off": off(router, 0.5), "rule": LargestThatFits(), "again": LargestThatFits()}
+    exact, worse, rule, again = play(solution, policies, 8000, seed=1)
     assert worse.low > MOST
-
-
-@pytest.mark.parametrize("name", SYSTEMS)
-def test_no_rule_is_as_near(name):
-    rules = {rule.name: rule for rule in (LargestThatFits(), ConservativeGreedy())}
-    _, *gaps = play(solved(name), rules, 6000, seed=2)
-    assert [gap.policy for gap in gaps] == [*rules]
-    assert all(gap.low > MOST for gap in gaps)
-
-
-def test_gaps_are_of_what_the_optimum_earned_of_the_same_requests():
-    """A rule that is played twice has the same gap; fewer requests tell less."""
-    one, two = (
-        play(solved("two_devices"), {"a": LargestThatFits(), "b": LargestThatFits()}, n, seed=3)
-        for n in (8000, 2000)
-    )
-    assert one[1] == replace(one[2], policy="a")
-    assert one[1].high - one[1].low < two[1].high - two[1].low
-    value, (exact, rule, _) = solved("two_devices").per_request, one
-    assert rule.gap == pytest.approx(100 * (exact.per_request - rule.per_request) / value)
+    assert rule.low > MOST
+    assert again == replace(rule, policy="again")
+    lost = 100 * (exact.per_request - rule.per_request) / solution.per_request
+    assert rule.gap == pytest.approx(lost)
 
 
 TINY = (
@@ -95,8 +85,6 @@ def test_a_router_learns_and_is_found_again(tmp_path):
     found = load(spec, "two_devices")
     leaves = jax.tree.leaves(found.values.args[1])
     assert sorted(leaf.shape for leaf in leaves) == sorted(w.shape for w in weights.values())
-    (_, gap) = play(solved("two_devices"), {"learned": found}, 1000, seed=0)
-    assert gap.gap > MOST
 
     other = spec.model_copy(update={"systems": {"two_devices": SYSTEMS["one_device"]}})
     with pytest.raises(ConfigError, match=r"system = .* train again"):
@@ -129,13 +117,13 @@ def test_the_command_trains_and_tells_gaps(tmp_path):
     routers = tmp_path / "routers"
     command = [
         sys.executable, "-m", "agent.optimality", *TINY, "train=true", f"routers={routers}",
-        "~systems.one_device", "~systems.busy_device_that_switches", "rules=[least_loaded]",
+        "~systems.one_device", "~systems.busy_device", "rules=[]",
         "requests=1000", f"output_dir={tmp_path}",
     ]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "gap to the optimum" in ended.stdout
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     gaps = [Gap(**gap) for gap in results["systems"]["two_devices"]["gaps"]]
-    assert [gap.policy for gap in gaps] == ["exact", "least_loaded", "learned"]
+    assert [gap.policy for gap in gaps] == ["exact", "learned"]
     assert all(gap.low <= gap.gap <= gap.high for gap in gaps)
     assert results["provenance"]["command"].startswith("python -m agent.optimality")
