@@ -16,7 +16,6 @@ from typing import cast
 
 import jax
 import jinja2
-import numpy as np
 from flax.traverse_util import unflatten_dict
 from hydra.utils import get_object
 from pydantic import Field, JsonValue
@@ -117,7 +116,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
     """
     if folder.exists() and not (folder / WEIGHTS).is_file():
         raise ConfigError("checkpoint", str(folder), "must be a new folder or that of an older one")
-    _check_finite(checkpoint.weights, str(folder))
+    tensors.check_finite(checkpoint.weights, str(folder))
     header = {
         "schema_version": str(SCHEMA_VERSION),
         "content_hash": checkpoint.content_hash,
@@ -164,7 +163,7 @@ def load(path: str) -> Checkpoint:
     if seen != OBSERVATION_SCHEMA:
         allowed = f"this release observes by schema {OBSERVATION_SCHEMA}: train again"
         raise ConfigError(f"{path}/{CONFIG}: observation_schema", seen, allowed)
-    _check_finite(weights, f"{path}/{WEIGHTS}")
+    tensors.check_finite(weights, f"{path}/{WEIGHTS}")
     if header.get("content_hash") != checkpoint.content_hash:
         raise ConfigError(
             f"{path}/{WEIGHTS}: content_hash",
@@ -246,10 +245,3 @@ def _class_of(spec: CheckpointSpec) -> object:
         return get_object(str(spec.architecture.get("_target_")))
     except Exception:  # whatever importing it raises: building it says why
         return None
-
-
-def _check_finite(weights: Tensors, where: str) -> None:
-    for name, array in weights.items():
-        finite = np.isfinite(array)
-        if not finite.all():
-            raise ConfigError(f"{where}: {name}", float(array[~finite][0]), "must be finite")

@@ -100,6 +100,13 @@ def origin_of(profile: str, program: str = "agent.evaluate") -> dict[str, str]:
         "profile": f"{bundle.meta.kind}, {bundle.meta.device}",
         "profile hash": bundle.content_hash,
         "profile made by": bundle.meta.command,
+        **made_by(program),
+    }
+
+
+def made_by(program: str) -> dict[str, str]:
+    """The part of it that has nothing to do with a profile."""
+    return {
         "rules hash": rules_hash(),
         "version": version("besteffort"),
         "command": command.line(program),

@@ -8,7 +8,7 @@ S states, K tasks, A actions: the replicas, and as the last to shed.
 """
 
 import pickle
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -263,12 +263,12 @@ class Place(NamedTuple):
     slot: Int64[Array, ""]  # of that arrival; −1 before the first
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Exact:
     """The best policy, which knows the state because it follows it from the beginning."""
 
     solution: Solution
-    name: str = field(default="exact", init=False)
+    name = "exact"
 
     def hosted(self, models: tuple[str, ...]) -> tuple[str, ...]:
         """All of the models on offer."""

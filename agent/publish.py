@@ -4,9 +4,10 @@ The figures that are published are kept in `docs/results/<name>.json`, with the 
 them and the hashes of profile and rules; one of `PAGES` shows them between a pair of markers,
 `<!-- results: <name> -->` and `<!-- end -->`, as `render` writes them. Recorded runs, one folder
 each, are kept together as `recorded`; the validation of a bundle is kept as `calibration`,
-the held-out errors of a bundle made from outside as `served`, a search of settings as `tuning`, a
-live validation as `live`, with the device where it is no CPU, and `trained` where answers were
-scored. The claims of the paper are kept under the name that they were measured by.
+the held-out errors of a bundle made from outside as `served`, a search of settings as `tuning`,
+gaps to the optimum as `optimality`, a live validation as `live`, with the device where it is no
+CPU, and `trained` where answers were scored. The claims of the paper are kept under the name that
+they were measured by.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from agent.claims import published as claims
+from agent.optimality import published as optimality
 from agent.tuning_published import keep_tuning, render_tuning
 from sim.rules import rules_hash
 
@@ -53,6 +55,8 @@ def render(published: Published) -> str:
         return claims.render(published)
     if "searches" in published:
         return render_tuning(published)
+    if "gaps" in published:
+        return optimality.render(published)
     if "benchmarks" in published:
         return _benchmarks(published)
     if "recorded" in published:
@@ -263,8 +267,8 @@ def main() -> None:
         "folder",
         nargs="*",
         type=Path,
-        help="an output_dir of agent.evaluate, claims or tune, calibrate.validate_run or "
-        "validate_bundle, or live.validate; a bundle",
+        help="an output_dir of agent.evaluate, claims, optimality or tune, calibrate.validate_run "
+        "or validate_bundle, or live.validate; a bundle",
     )
     for folder in parser.parse_args().folder:
         if not (folder / "results.json").exists() and (folder / "meta.json").exists():
@@ -284,6 +288,8 @@ def main() -> None:
             path, kept = RESULTS / f"{'_'.join(['live', *kind])}.json", keep_live(results)
         elif "searches" in results:
             path, kept = RESULTS / "tuning.json", keep_tuning(results)
+        elif "systems" in results:
+            path, kept = RESULTS / "optimality.json", optimality.keep(results)
         elif "held_out" in results:
             path, kept = RESULTS / "calibration.json", keep_calibration(results)
         elif "claims" in results:

@@ -81,6 +81,18 @@ def shapes(tree: Tree) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
+def check_finite(tensors: Tensors, where: str) -> None:
+    """Refuse arrays with an element that is infinite or NaN.
+
+    Raises:
+        ConfigError: naming `where`, the array and the element.
+    """
+    for name, array in tensors.items():
+        finite = np.isfinite(array)
+        if not finite.all():
+            raise ConfigError(f"{where}: {name}", float(array[~finite][0]), "must be finite")
+
+
 def check_shapes(tensors: Tensors, wanted: Mapping[str, jax.ShapeDtypeStruct], key: str) -> None:
     """Refuse arrays that are not those wanted.
 

@@ -1,7 +1,7 @@
 """A router that learns in a small system, and its weights on disk.
 
-The weights of a router are one safetensors file. Its header says what they are for: the system,
-and all that the training was told.
+The weights of a router are one safetensors file. Its header says what they are for, and all that
+the training was told.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from pydantic import JsonValue
 
 from agent import tensors
@@ -25,17 +25,20 @@ from agent.tensors import Tensors
 from agent.training import make_loop
 from sim.config import ConfigError
 from sim.files import locate
-from sim.observation import OBSERVATION_SCHEMA
+from sim.observation import OBSERVATION_SCHEMA, idle
 from sim.vector.state import Requests, to_requests
 
-PRACTICE, SUFFIX = 1 << 32, ".safetensors"  # seeds from there on are of practice alone
+PRACTICE = 1 << 32  # seeds from there on are of practice alone
+SUFFIX = ".safetensors"
+OF, TAUGHT = "of", "taught"  # entries of the header
 
 
-def learn(spec: OptimalitySpec, name: str, told: Callable[[], object]) -> Tensors:
-    """The weights of a router trained in a system, averaged over the last updates.
+def learn(spec: OptimalitySpec, name: str, told: Callable[[], object]) -> tuple[Tensors, bool]:
+    """The weights of a router trained in a system, and whether they diverged in the end.
 
-    The average is the learner's moving one: single weights swing between policies whose choices
-    are worth almost the same.
+    Weights are averaged over the last updates, by the learner's moving average: single ones swing
+    between policies whose choices are worth almost the same. Of a training that diverges they are
+    those before it did.
 
     Args:
         spec: the whole configuration.
@@ -44,51 +47,67 @@ def learn(spec: OptimalitySpec, name: str, told: Callable[[], object]) -> Tensor
 
     Raises:
         ConfigError: if a setting does not fit another.
-        FloatingPointError: if the training diverges.
     """
-    ground = _ground(spec, name)
-    loop = make_loop(ground, spec)
+    loop = make_loop(_ground(spec, name), spec)
     iterate = jax.jit(loop.iterate, donate_argnums=0)
     learner = jax.jit(loop.start)(jax.random.key(spec.training_seed))
-    while learner.iteration < spec.agent.dqn.iterations:
+    while learner.iteration < spec.agent.dqn.iterations and not learner.diverged:
         learner, _ = iterate(learner)
         told()
-    if learner.diverged:
-        raise FloatingPointError(f"the router of {name} diverged: its weights became infinite")
-    flat = flatten_dict(learner.target, sep=".")  # type: ignore[no-untyped-call]
-    return {key: np.array(leaf) for key, leaf in flat.items()}
+    return tensors.flat(learner.target), bool(learner.diverged)
 
 
-def save(spec: OptimalitySpec, name: str, weights: Tensors, command: str) -> None:
-    """Write the weights of a system's router, whole or not at all."""
-    assert spec.routers is not None
-    file = Path(spec.routers, name + SUFFIX)
+def save(spec: OptimalitySpec, name: str, weights: Tensors, whole: bool, command: str) -> None:
+    """Write the weights of a system's router, all of them or nothing.
+
+    `whole` says that they are all that the training was to come to.
+    """
+    file = _file(spec, name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    header = {"of": json.dumps(_of(spec, name), sort_keys=True), "command": command}
-    tensors.write(file, weights, header)
+    header = {OF: json.dumps(_of(spec, name)), "command": command}
+    tensors.write(file, weights, header | ({TAUGHT: json.dumps(_taught(spec))} if whole else {}))
+
+
+def is_learned(spec: OptimalitySpec, name: str) -> bool:
+    """Whether the weights of a system's router are there, and just those that `learn` comes to."""
+    file = _file(spec, name)
+    if not file.is_file():
+        return False
+    _, header = tensors.read(file, "routers")
+    found = [json.loads(header.get(part, "null")) for part in (OF, TAUGHT)]
+    return found == [_of(spec, name), _taught(spec)]
 
 
 def load(spec: OptimalitySpec, name: str) -> Learned:
     """The router of a system, with its weights as of `save`.
 
     Raises:
-        ConfigError: if they are not there, or are for another system, architecture or observation.
+        ConfigError: if they are not there, are for another system, architecture or observation, or
+            not finite.
     """
     assert spec.routers is not None
     file = locate(spec.routers, "routers").joinpath(name + SUFFIX)
     weights, header = tensors.read(file, "routers")
-    saved, now = json.loads(header.get("of", "{}")), _of(spec, name)
-    for key, value in now.items():
+    saved = json.loads(header.get(OF, "{}"))
+    for key, value in _of(spec, name).items():
         if saved.get(key) != value:
             raise ConfigError(key, value, f"{file} is for {saved.get(key)}: train again")
-    ground = _ground(spec, name, pool=1)
-    wanted = jax.eval_shape(
-        ground.architecture.network(ground.cluster.models).init,
-        jax.random.key(0), ground.no_features(),
-    )  # fmt: skip
+    architecture = make_architecture(spec.agent.architecture, "agent.architecture")
+    cluster = make_small(spec.systems[name]).cluster
+    network, blank = architecture.network(cluster.models), Learned(architecture, cluster.models, {})
+    features, _ = blank.look(blank.init(cluster), idle(cluster, np))
+    wanted = jax.eval_shape(network.init, jax.random.key(0), features)
     tensors.check_shapes(weights, tensors.shapes(wanted), str(file))
+    tensors.check_finite(weights, str(file))
     arrays = {key: jnp.asarray(array) for key, array in weights.items()}
-    return ground.router(unflatten_dict(arrays, sep="."))  # type: ignore[no-untyped-call]
+    params = unflatten_dict(arrays, sep=".")  # type: ignore[no-untyped-call]
+    return Learned(architecture, cluster.models, params)
+
+
+def _file(spec: OptimalitySpec, name: str) -> Path:
+    """Where a router that is trained goes."""
+    assert spec.routers is not None
+    return Path(spec.routers, name + SUFFIX)
 
 
 def _of(spec: OptimalitySpec, name: str) -> dict[str, JsonValue]:
@@ -102,12 +121,17 @@ def _of(spec: OptimalitySpec, name: str) -> dict[str, JsonValue]:
     }
 
 
-def _ground(spec: OptimalitySpec, name: str, pool: int | None = None) -> Ground:
+def _taught(spec: OptimalitySpec) -> dict[str, JsonValue]:
+    """All that a training is told."""
+    return spec.model_dump(mode="json", include={"agent", "reward", "training_seed", "pool"})
+
+
+def _ground(spec: OptimalitySpec, name: str) -> Ground:
     """Where the router of a system learns: on requests that are played nowhere else."""
     small = make_small(spec.systems[name])
     count = spec.agent.practice.requests
     rng = np.random.default_rng([PRACTICE, spec.training_seed])
-    drawn = [_requests(small, count, rng) for _ in range(pool or spec.pool)]
+    drawn = [_requests(small, count, rng) for _ in range(spec.pool)]
     architecture = make_architecture(spec.agent.architecture, "agent.architecture")
     return Ground(
         architecture, small.cluster, jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn), 0.0

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64
+from scipy.stats import ttest_1samp
 
 from agent.exact import Exact, Solution
 from agent.optimality.system import draw
@@ -14,7 +15,6 @@ from sim.vector.simulate import simulate
 
 EXACT = "exact"
 BLOCKS = 40  # of requests in a row, over which what they earn is correlated little
-T_95 = 2.023  # Student's t for as many, less one, degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def play(
     """Play the exact optimum and the policies on about so many requests, the same for all.
 
     A gap is the mean difference in utility to what the optimum earned of the same requests, which
-    takes out most of their randomness; its interval is of the means of 40 blocks. That of `exact`
-    itself is to the solved value.
+    takes out most of their randomness; its interval is Student's, of the means of 40 blocks. That
+    of `exact` itself is to the solved value.
 
     Raises:
         ConfigError: if a policy cannot serve the system.
@@ -50,10 +50,10 @@ def play(
         return worth
 
     def gap(name: str, worth: Float64[np.ndarray, " N"], lost: Float64[np.ndarray, " N"]) -> Gap:
-        blocks = np.array([part.mean() for part in np.array_split(lost, BLOCKS)])
-        mean, half = lost.mean(), T_95 * blocks.std(ddof=1) / np.sqrt(BLOCKS)
-        found = [float(100 * v / solution.per_request) for v in (mean, mean - half, mean + half)]
-        return Gap(name, float(worth.mean()), *found)
+        blocks = [part.mean() for part in np.array_split(lost, BLOCKS)]
+        interval = ttest_1samp(blocks, 0.0).confidence_interval(0.95)
+        found = np.array([lost.mean(), interval.low, interval.high]) / solution.per_request
+        return Gap(name, float(worth.mean()), *(100 * found).tolist())
 
     best = earned(Exact(solution))
     gaps = [gap(EXACT, best, solution.per_request - best)]

@@ -78,6 +78,7 @@ class OptimalitySpec(LearningSpec):
     requests: int = Field(ge=1000)  # that are played on each system, on average
     seed: int = Field(ge=0)  # of them
     train: bool  # whether routers are trained first, into `routers`
+    resume: bool  # keep those that were trained there as they are to be; false: train all again
     training_seed: int = Field(ge=0)
     pool: int = Field(ge=1)  # workloads to practise on
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from agent.architectures import Architecture, Gears, Paper, Plans, Replicas
+from agent.architectures import Architecture, Gears, Paper, Plans, RecallingReplicas, Replicas
+from agent.learned import Learned
 from sim.observation import Observation
 from tests.systems import Send, make_cluster, make_workload, run
 
@@ -32,30 +33,51 @@ class Watch(Send):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__([0, 1, 2, 3, 4])
-        self.architecture, self.total, self.values = architecture, 0.0, 0
+        self.router, self.total, self.values = Learned(architecture, CLUSTER.models, {}), 0.0, 0
+        self.held = self.router.init(CLUSTER)
         self.factors = np.random.Generator(np.random.Philox(1))
 
     def decide(self, state: Any, observation: Observation) -> tuple[Any, Any]:
-        for held in (0, 1):
-            for leaf in jax.tree.leaves(self.architecture.features(np.int32(held), observation)):
+        for choice in (0, 1):
+            features, _ = self.router.look(self.held._replace(choice=np.int32(choice)), observation)
+            for leaf in jax.tree.leaves(features):
                 self.total += float(self.factors.random(leaf.size) @ leaf.ravel().astype(float))
                 self.values += leaf.size
-        return super().decide(state, observation)
+        action, state = super().decide(state, observation)
+        self.held = self.router.hold(self.held, observation, np.int32(action))
+        return action, state
+
+
+ARCHITECTURES = {
+    "paper": Paper(),
+    "plans": Plans(PLANS, hold_s=1.0, widths=[8]),
+    "gears": Gears(wait=0.1, hold_s=1.0, widths=[8]),
+    "replicas": Replicas(embedding=(8,), widths=(8,)),
+    "recalling_replicas": RecallingReplicas(embedding=(8,), widths=(8,)),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_choices_have_features_of_their_own_where_the_network_values_each_by_its_own(name):
+    """What is compared is kept by the one, and valued by the other."""
+    architecture = ARCHITECTURES[name]
+    assert architecture.alone == hasattr(architecture.network(CLUSTER.models), "parts")
 
 
 @pytest.mark.parametrize(
-    ("architecture", "schema", "values", "total"),
+    ("name", "schema", "values", "total"),
     [
-        (Paper(), 2, 800, 125.602),
-        (Plans(PLANS, hold_s=1.0, widths=[8]), 2, 13_440, 2798.8821),
-        (Gears(wait=0.1, hold_s=1.0, widths=[8]), 2, 20_480, 4239.953),
-        (Replicas(embedding=(8,), widths=(8,)), 2, 25_440, 6256.7822),
+        ("paper", 2, 800, 125.602),
+        ("plans", 2, 13_440, 2798.8821),
+        ("gears", 2, 20_480, 4239.953),
+        ("replicas", 2, 25_440, 6256.7822),
+        ("recalling_replicas", 1, 33_440, 10_216.0576),
     ],
-    ids=["paper", "plans", "gears", "replicas"],
 )
 def test_an_architecture_has_another_schema_whenever_it_sees_something_else(
-    architecture, schema, values, total
+    name, schema, values, total
 ):
+    architecture = ARCHITECTURES[name]
     rng = np.random.Generator(np.random.Philox(0))
     workload = make_workload(
         np.sort(rng.uniform(0, 30, 80)).tolist(), prompt=rng.integers(1, 30, 80).tolist(),

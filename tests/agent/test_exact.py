@@ -1,31 +1,19 @@
 """The exact optimum of small systems, against hand and against both engines."""
 
-from functools import cache
-
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from agent.baselines import ConservativeGreedy, LargestThatFits, LeastLoaded, Static
-from agent.exact import Exact, Kind, Small, Solution, solve
-from agent.optimality import OptimalitySpec, draw, make_small
+from agent.exact import Exact, Kind, Small, solve
+from agent.optimality import draw
 from sim.cluster import simulate
-from sim.config import ConfigError, check
+from sim.config import ConfigError
 from sim.ticks import to_ticks
 from sim.types import Bounds, Cluster, Workload
 from sim.utility import utility
 from sim.vector.simulate import simulate as simulate_in_jax
+from tests.agent.solved import SYSTEMS, solved
 from tests.systems import make_cluster
-
-with initialize_config_module("conf", version_base="1.3"):
-    CONFIG = OmegaConf.to_container(compose("optimality"), resolve=True)
-SYSTEMS = check(OptimalitySpec, CONFIG, "").systems
-
-
-@cache
-def solved(name: str) -> Solution:
-    return solve(make_small(SYSTEMS[name]))
 
 
 def drawn(small: Small, slots: int, seed: int) -> tuple[Workload, Bounds]:

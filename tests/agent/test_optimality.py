@@ -9,24 +9,17 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
 from agent.baselines import LargestThatFits
 from agent.learned import Learned
 from agent.optimality import Gap, OptimalitySpec, learn, load, play
-from agent.optimality.learning import save
-from sim.config import ConfigError, check
-from tests.agent.test_exact import SYSTEMS, solved
+from agent.optimality.learning import is_learned, save
+from agent.optimality.published import keep, render
+from sim.config import ConfigError
+from tests.agent.solved import SYSTEMS, make_spec, solved
 
 MOST = 1.0  # %
 REQUESTS = 20_000
-
-
-def make_spec(*overrides: str) -> OptimalitySpec:
-    with initialize_config_module("conf", version_base="1.3"):
-        config = OmegaConf.to_container(compose("optimality", overrides=[*overrides]), resolve=True)
-    return check(OptimalitySpec, config, "")
 
 
 @cache
@@ -71,6 +64,13 @@ TINY = (
 )  # fmt: skip
 
 
+ALONE = ("~systems.one_device", "~systems.busy_device", "rules=[]", "requests=1000")
+
+
+def main_with(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "agent.optimality", *overrides]
+
+
 @cache
 def tiny() -> OptimalitySpec:
     return make_spec(*TINY)
@@ -79,9 +79,12 @@ def tiny() -> OptimalitySpec:
 def test_a_router_learns_and_is_found_again(tmp_path):
     spec = tiny().model_copy(update={"routers": str(tmp_path)})
     calls: list[int] = []
-    weights = learn(spec, "two_devices", lambda: calls.append(1))
-    assert len(calls) == 2
-    save(spec, "two_devices", weights, "made by hand")
+    weights, diverged = learn(spec, "two_devices", lambda: calls.append(1))
+    assert (len(calls), diverged) == (2, False)
+    assert not is_learned(spec, "two_devices")
+    save(spec, "two_devices", weights, whole=True, command="made by hand")
+    assert is_learned(spec, "two_devices")
+    assert not is_learned(spec.model_copy(update={"training_seed": 1}), "two_devices")
     found = load(spec, "two_devices")
     leaves = jax.tree.leaves(found.values.args[1])
     assert sorted(leaf.shape for leaf in leaves) == sorted(w.shape for w in weights.values())
@@ -93,6 +96,22 @@ def test_a_router_learns_and_is_found_again(tmp_path):
         load(make_spec(f"routers={tmp_path}"), "two_devices")
     with pytest.raises(ConfigError, match=r"routers = .*one_device.* no such file"):
         load(spec, "one_device")
+    name, leaf = max(weights.items(), key=lambda item: item[1].size)
+    save(spec, "two_devices", {**weights, name: leaf * np.nan}, whole=True, command="")
+    with pytest.raises(ConfigError, match=rf"{name} = nan: must be finite"):
+        load(spec, "two_devices")
+
+
+def test_a_training_that_diverges_keeps_the_weights_before_and_is_not_taken_for_done(tmp_path):
+    told = (*TINY, "agent.dqn.updates=4", "agent.dqn.learning_rate=3e38", f"routers={tmp_path}")
+    spec = make_spec(*told)
+    command = main_with(*told, *ALONE, "train=true", f"output_dir={tmp_path}")
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "the router of two_devices diverged" in ended.stderr
+    kept = jax.tree.leaves(load(spec, "two_devices").values.args[1])
+    assert all(np.isfinite(leaf).all() for leaf in kept)
+    assert not is_learned(spec, "two_devices")
 
 
 @pytest.mark.parametrize(
@@ -113,17 +132,22 @@ def test_a_wrong_setting_is_refused_by_name(override, message):
         make_spec(*override.split())
 
 
-def test_the_command_trains_and_tells_gaps(tmp_path):
-    routers = tmp_path / "routers"
-    command = [
-        sys.executable, "-m", "agent.optimality", *TINY, "train=true", f"routers={routers}",
-        "~systems.one_device", "~systems.busy_device", "rules=[]",
-        "requests=1000", f"output_dir={tmp_path}",
-    ]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "gap to the optimum" in ended.stdout
+def test_the_command_trains_once_and_tells_gaps(tmp_path):
+    command = main_with(
+        *TINY, *ALONE, "train=true", f"routers={tmp_path / 'routers'}", f"output_dir={tmp_path}"
+    )
+    first = subprocess.run(command, capture_output=True, text=True, check=True)
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    kept = "two_devices: kept as trained before"
+    assert kept not in first.stdout
+    assert kept in again.stdout
+    assert "gap to the optimum" in again.stdout
+    assert "No policy is within 1 % of the optimum" in (tmp_path / "report.html").read_text("utf-8")
     results = json.loads((tmp_path / "results.json").read_text("utf-8"))
     gaps = [Gap(**gap) for gap in results["systems"]["two_devices"]["gaps"]]
     assert [gap.policy for gap in gaps] == ["exact", "learned"]
     assert all(gap.low <= gap.gap <= gap.high for gap in gaps)
     assert results["provenance"]["command"].startswith("python -m agent.optimality")
+    told = render(keep(results)).splitlines()
+    assert told[0] == "| gap to the optimum, % | two_devices |"
+    assert [line.split(" | ")[0] for line in told[2:4]] == ["| exact", "| learned"]
