@@ -191,6 +191,13 @@ class Trainer:
             },
         )
 
+    @property
+    def _weights(self) -> Params:
+        """Those that are assessed and kept: of comparisons the moving average, which swings less."""
+        learner = self.run.learner
+        compares = self.spec.agent.practice.kind == "branch"
+        return learner.target if compares else learner.params
+
     def _performance_at(self, iteration: int) -> Float64[np.ndarray, "S W"]:
         row: Float64[np.ndarray, "S W"]
         (row,) = self.run.validation[self.run.assessed_at == iteration]
@@ -199,7 +206,8 @@ class Trainer:
     def _validate(self) -> None:
         """Assess the weights as they are, and keep those that are the best yet."""
         run, iteration = self.run, self.iteration
-        performance = np.asarray(self._assess(run.learner.params, self.validation))
+        weights = self._weights
+        performance = np.asarray(self._assess(weights, self.validation))
         row = -(-iteration // self.spec.assess_every)
         run.assessed_at[row], run.validation[row] = iteration, performance
         mean = jnp.asarray(performance.mean(axis=1))
@@ -207,7 +215,7 @@ class Trainer:
         self.run = run._replace(
             best=jax.tree.map(
                 lambda new, old: jnp.where(jnp.expand_dims(better, range(1, new.ndim)), new, old),
-                run.learner.params,
+                weights,
                 run.best,
             ),
             best_performance=jnp.where(better, mean, run.best_performance),

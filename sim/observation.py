@@ -19,10 +19,10 @@ from sim.ticks import NEVER, TICKS_PER_S
 from sim.types import PAIR_SHIFT, Cluster
 
 # Raised with every change of what is observed or derived: trained routers are tied to it.
-OBSERVATION_SCHEMA = 3
+OBSERVATION_SCHEMA = 4
 
-WINDOW_BITS = (38, 40, 42, 44)  # arrivals are counted over windows of 2^bits ticks
-WINDOWS_S = tuple(2.0 ** (bits - 40) for bits in WINDOW_BITS)  # 0.25, 1, 4 and 16 s
+WINDOW_BITS = (38, 40, 42, 44, 46)  # arrivals are counted over windows of 2^bits ticks
+WINDOWS_S = tuple(2.0 ** (bits - 40) for bits in WINDOW_BITS)  # 0.25, 1, 4, 16 and 64 s
 _WINDOW_TICKS = 1 << np.array(WINDOW_BITS)
 
 # Arrays are NumPy's in the SimPy engine and the gateway, and JAX's in the JAX engine.
@@ -212,11 +212,13 @@ class Observation:
         """What a decode step of each replica takes longer for the prompts of those to come.
 
         Whoever leaves is followed by a request like this one, so that each step computes the share
-        of a prompt that one of so many decoding requests stands for.
+        of a prompt that one of so many decoding requests stands for, in chunks of what they leave
+        of the token budget.
         """
         xp, cluster = self.xp, self.cluster
         decoding = xp.minimum(self.decoding + 1, cluster.max_batch)
-        chunk = xp.minimum(self.prompt_tokens, cluster.token_budget)
+        room = xp.maximum(cluster.token_budget - decoding, 1)
+        chunk = xp.minimum(self.prompt_tokens, room)
         more = self._tokens_ticks(decoding + chunk) - self._tokens_ticks(decoding)
         prompt = (
             xp.maximum(more, 0) * self.prompt_tokens // chunk + cluster.coefficients.prompt_ticks

@@ -19,8 +19,8 @@ from sim.observation import WINDOW_BITS, Array, Observation
 from sim.ticks import MAX_S, TICKS_PER_S
 from sim.types import Cluster
 
-# where a plan's features tell its regret per request at the arrival rate of the last second, with
-# those who wait to be served within a request's slack
+# where a plan's features tell its regret per request at the arrival rate of the last second or of
+# the last four, whichever is higher, with those who wait to be served within a request's slack
 RATES = len(WINDOW_BITS) + 1
 REGRET = 3 * RATES - 1
 
@@ -31,7 +31,7 @@ class GearsSpec(Spec):
     """Settings of the architecture; prices are in quality."""
 
     wait: Price  # for taking all of a request's tightest bound
-    help_price: Price  # for the smallest model where a plan does not serve it
+    help_price: Price  # for a model smaller than that which a plan serves on the device
     floor: float  # of the score; a request that no replica has more to offer is shed
     hold_s: float = Field(gt=0, le=MAX_S)
     hysteresis: float = Field(ge=0)  # in value, by which another plan has to be better
@@ -47,7 +47,7 @@ class Gears:
     """
 
     name = "gears"
-    schema = 2
+    schema = 3
     alone = True
     any_models = True
 
@@ -92,7 +92,8 @@ class Gears:
         total_rps = xp.sum(rates_rps, axis=1)
         mix = rates_rps[2] / xp.maximum(total_rps[2], 1e-9)
         waiting_rps = xp.sum(observation.waiting) * TICKS_PER_S / tightest(observation)
-        asked_rps = xp.concatenate([total_rps, (total_rps[1] + waiting_rps)[None]])
+        lately_rps = xp.maximum(total_rps[1], total_rps[2])
+        asked_rps = xp.concatenate([total_rps, (lately_rps + waiting_rps)[None]])
         upper, base, regret = fluid.best_prospects(model, asked_rps, mix, capacity, observation)
         work = fluid.drains_s(capacity, observation) * TICKS_PER_S / tightest(observation)
         before = xp.stack(fluid.in_the_way(model, work, observation), axis=1)

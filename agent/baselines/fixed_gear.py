@@ -27,7 +27,7 @@ class FixedGear(Rule):
         Args:
             gear: Its number, of those of `gears`.
             wait: Quality given up for taking all of a request's tightest bound.
-            help_price: Quality given up for the smallest model where it is not served.
+            help_price: Quality given up for a model smaller than that which the gear serves there.
             floor: Of the score; a request that no replica has more to offer is shed.
         """
         if gear < 0:

@@ -29,7 +29,7 @@ class DqnSpec(Spec):
     """Settings of the learner.
 
     The method is that of arXiv 1509.06461 with a moving average for transitions, and regression on
-    differences for comparisons, which need no target network.
+    differences for comparisons, of which the moving average is what is kept.
     """
 
     iterations: int = Field(ge=1)  # of collecting and learning
@@ -39,7 +39,7 @@ class DqnSpec(Spec):
     learning_rate: float = Field(gt=0)  # at the start; falls to a tenth along a cosine
     gradient_norm: float = Field(gt=0)  # beyond it gradients are clipped
     huber: float = Field(default=1.0, gt=0)  # error from which on its loss grows linearly
-    target_rate: float = Field(gt=0, le=1)  # of the target network's moving average, per update
+    target_rate: float = Field(gt=0, le=1)  # of the moving average, per update
     epsilon: float = Field(ge=0)  # exploration at the start, in the environment's unit
     epsilon_end: float = Field(ge=0)  # and from `epsilon_share` of the iterations on
     epsilon_share: float = Field(gt=0, le=1)

@@ -14,7 +14,7 @@ from sim.ticks import TICKS_PER_S
 PRIOR = 8  # requests inside
 LEVELS = 4  # of the gain for which a larger model is used
 BATCHES = np.array([1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1])  # of the largest batch
-HEADROOM = 0.92  # share of a device's capacity that it is to be loaded with at the most
+HEADROOM = 0.85  # share of a device's capacity that it is to be loaded with at the most
 
 
 def capacity_rps(observation: Observation) -> Float[Array, " M"]:

@@ -3,15 +3,11 @@
 D devices, R replicas.
 """
 
-from types import ModuleType
-
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from agent.rule import SPREAD_OF_LENGTHS, least, likely_in_time, share_of_bounds, tightest
-from agent.service_plans.partitions import MOST_DEVICES
 from sim.observation import Array, Observation
 from sim.policy import SHED
-from sim.types import Cluster
 
 OTHERS = 2.0  # times what the others on the device lose
 MOST = 10.0  # times a request's slack, beyond which it makes no difference
@@ -27,9 +23,9 @@ def route(
     model that grows crowded takes more of it, so that tasks that gain little leave it first. The
     others are taken to be as near to their bounds as the request: the likelihood p of an answer
     that is short enough falls by p (1 − p) / spread, times the share of the time left that is taken
-    away. Of what the plan does not serve, the smallest model helps on the last devices, at a price:
-    models that take turns slow each other down, so the others are left alone. Only where all that
-    the plan serves is out of order, or too small for the request, any may.
+    away. Models smaller than that which the plan serves on a device help there, at a price: models
+    that take turns slow each other down. A larger one may only where all that the plan serves is
+    out of order, or too small for the request.
 
     Args:
         model: That each device serves.
@@ -46,7 +42,7 @@ def route(
     others = cluster.same_device @ observation.inside
     lost = others * added * in_time * (1 - in_time) / SPREAD_OF_LENGTHS
     served = model[device_of] == model_of
-    helps = ~served & _last_of_the_smallest(cluster, xp)
+    helps = model_of < model[device_of]
     score = (
         observation.quality * (in_time - OTHERS * lost)
         - wait * xp.minimum(share, MOST)
@@ -58,14 +54,3 @@ def route(
     allowed = observation.mask & (served | helps | ~carried_out)
     best = xp.max(xp.where(allowed, score, -xp.inf))
     return xp.where(best < floor, SHED, least(observation, -score, allowed))
-
-
-def _last_of_the_smallest(cluster: Cluster, xp: ModuleType) -> Bool[Array, " R"]:
-    """Replicas of the smallest model there is on the last devices that have one: an eighth of them.
-
-    Rounded up: one of up to `MOST_DEVICES`.
-    """
-    smallest = cluster.replica_model == cluster.replica_model.min()
-    device = cluster.replica_device
-    behind = xp.sum(smallest & (device > device[:, None]), axis=1)
-    return smallest & (behind < (xp.sum(smallest) + MOST_DEVICES - 1) // MOST_DEVICES)

@@ -60,11 +60,11 @@ PRICED = {
     "no larger model than is served, however good": (
         SPLIT, FREE, {"mask": only(0, 2, 3), "waiting": at(r1=100)}, 2,
     ),
-    "the smallest model on the last device, which helps, where what is served is crowded": (
-        LARGEST, FREE, {"mask": only(0, 2), "waiting": at(r1=100, r3=100)}, 2,
+    "a smaller model of the same device, which helps, where what is served is crowded": (
+        LARGEST, FREE, {"mask": only(0), "waiting": at(r1=100, r3=100)}, 0,
     ),
-    "and on no other device": (
-        LARGEST, FREE, {"mask": only(0), "waiting": at(r1=100, r2=100, r3=100)}, SHED,
+    "but not where what is served is worth the price of help": (
+        LARGEST, 0.7, {"mask": only(0, 3)}, 3,
     ),
     "anybody, where all that is served is out of order": (LARGEST, FREE, {"mask": only(0)}, 0),
     "of equals the first": (LARGEST, FREE, {}, 1),
@@ -116,13 +116,14 @@ def test_a_bound_on_the_first_token_alone_does_not_price_the_last():
     assert int(route(SPLIT, 0.3, 0.1, 0.1, asked)) == 1
 
 
-def test_what_would_be_late_for_a_busy_gear_goes_nowhere_else():
+def test_what_would_be_late_for_a_busy_gear_goes_to_no_larger_model():
     crowd = {"running": at(r1=4, r3=4), "decoding": at(r1=4, r3=4), "waiting": at(r1=60, r3=60)}
     late = of_one_token(e2e_slack_ticks=SLACK, **crowd).without_late()
     assert late.mask.tolist() == [True, False, True, False]
-    assert int(route(LARGEST, FREE, 0.1, 0.0, late)) == 2  # which helps
-    late = replace(late, mask=only(0))
-    assert int(route(LARGEST, FREE, 0.1, 0.0, late)) == SHED
+    assert int(route(LARGEST, FREE, 0.1, 0.0, late)) == 0  # which is smaller, and helps
+    crowd = {"running": at(r0=4, r2=4), "decoding": at(r0=4, r2=4), "waiting": at(r0=255, r2=255)}
+    late = replace(of_one_token(e2e_slack_ticks=SLACK, **crowd), mask=only(1, 3))
+    assert int(route(SMALLEST, FREE, 0.1, 0.0, late)) == SHED
 
 
 def test_a_request_is_shed_below_the_floor_alone():
