@@ -9,7 +9,8 @@ INSTALLED_TEST := $(VENV)/installed-$(EXTRAS)
 
 # A training that ends in about two minutes on two cores, compilation included.
 QUICK := resume=false pool=32 validation=16 assess_every=3 save_every=3 \
-	agent.dqn.iterations=3 agent.practice.clusters=8 agent.practice.requests=2000
+	agent.dqn.iterations=3 agent.dqn.target_rate=0.01 agent.practice.clusters=8 \
+	agent.practice.requests=2000
 
 OUT ?= outputs/gpu
 STAGES ?= calibrate validate live rollout training router
@@ -76,7 +77,7 @@ gpu-training:
 
 gpu-router:
 	timeout --signal=TERM 540 $(PYTHON) -m agent.train name=gpu output_dir=$(OUT)/train \
-		agent.practice.clusters=256 agent.dqn.updates=2000 || test $$? -eq 124
+		agent.practice.clusters=256 agent.dqn.updates=2000 agent.dqn.target_rate=0.00005 || test $$? -eq 124
 	tar -czf $(OUT)/train.tar.gz -C $(OUT) train
 
 clean:  ## remove what these commands made, the environment included

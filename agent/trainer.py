@@ -65,6 +65,7 @@ class Trainer:
         ground = make_ground(spec)
         self._schema = ground.architecture.schema
         loop = make_loop(ground, spec)
+        self._kept = loop.kept
         self.validation = validation_of(spec, ground.cluster)
         self._start = jax.jit(jax.vmap(loop.start))
         self._iterate = jax.jit(jax.vmap(loop.iterate), donate_argnums=0)
@@ -191,22 +192,15 @@ class Trainer:
             },
         )
 
-    @property
-    def _weights(self) -> Params:
-        """Those that are assessed and kept: of comparisons the moving average, which swings less."""
-        learner = self.run.learner
-        compares = self.spec.agent.practice.kind == "branch"
-        return learner.target if compares else learner.params
-
     def _performance_at(self, iteration: int) -> Float64[np.ndarray, "S W"]:
         row: Float64[np.ndarray, "S W"]
         (row,) = self.run.validation[self.run.assessed_at == iteration]
         return row
 
     def _validate(self) -> None:
-        """Assess the weights as they are, and keep those that are the best yet."""
+        """Assess what would be kept by now, and keep it if it is the best yet."""
         run, iteration = self.run, self.iteration
-        weights = self._weights
+        weights = self._kept(run.learner)
         performance = np.asarray(self._assess(weights, self.validation))
         row = -(-iteration // self.spec.assess_every)
         run.assessed_at[row], run.validation[row] = iteration, performance

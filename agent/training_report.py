@@ -35,7 +35,8 @@ def write_training_report(path: Path, trainer: Trainer, kept: Checkpoint) -> Non
         figure(
             learning_curve(trainer),
             "Utility earned as a share of peak: in validation, without exploration (lines, one for "
-            "each seed; the ring is what was kept), and in practice, with it (thin).",
+            "each seed; the ring is what was kept), and in practice, with it (thin). Of "
+            "comparisons, validation is of the moving average of the weights.",
             "Performance in validation and in practice over the iterations",
         ),
         figure(

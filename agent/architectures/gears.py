@@ -31,7 +31,7 @@ class GearsSpec(Spec):
     """Settings of the architecture; prices are in quality."""
 
     wait: Price  # for taking all of a request's tightest bound
-    help_price: Price  # for a model smaller than that which a plan serves on the device
+    help_price: Price  # for a smaller model than a plan serves on the device
     floor: float  # of the score; a request that no replica has more to offer is shed
     hold_s: float = Field(gt=0, le=MAX_S)
     hysteresis: float = Field(ge=0)  # in value, by which another plan has to be better
@@ -81,9 +81,10 @@ class Gears:
         """What each plan has before it, next to what is the same for all of them.
 
         Load of the larger models, load of the smallest and regret per request, at the arrival
-        rates of all time scales, and with those who wait; work in the way, in requests' slack; mean
-        size of the models. For all: load and work of the smallest and of the largest model. What a
-        change from the plan held costs is in who is inside.
+        rates of all time scales, and with those who wait at the higher of the rates over 1 and 4 s;
+        work in the way, in requests' slack; mean size of the models. For all: load and work of the
+        smallest and of the largest model. What a change from the plan held costs is in who is
+        inside.
         """
         xp, cluster = observation.xp, observation.cluster
         capacity = fluid.capacity_rps(observation)

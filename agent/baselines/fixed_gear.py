@@ -1,7 +1,7 @@
 """One gear, whatever the load.
 
-The best of them at a rate, by hindsight, is what a router has to reach. The gears and the prices
-inside are those of the router that ships, which chooses among them.
+The best of them at a rate, by hindsight, is what a router has to reach. The gears are those
+that the router that ships chooses among; prices inside are settings.
 """
 
 from jaxtyping import Int
@@ -27,7 +27,7 @@ class FixedGear(Rule):
         Args:
             gear: Its number, of those of `gears`.
             wait: Quality given up for taking all of a request's tightest bound.
-            help_price: Quality given up for a model smaller than that which the gear serves there.
+            help_price: Quality given up for a smaller model than the gear serves on the device.
             floor: Of the score; a request that no replica has more to offer is shed.
         """
         if gear < 0:

@@ -28,8 +28,8 @@ from sim.config import Spec
 class DqnSpec(Spec):
     """Settings of the learner.
 
-    The method is that of arXiv 1509.06461 with a moving average for transitions, and regression on
-    differences for comparisons, of which the moving average is what is kept.
+    Transitions are learned by the method of arXiv 1509.06461, with a moving average as the target
+    network; comparisons by regression on differences, and the moving average is what is kept.
     """
 
     iterations: int = Field(ge=1)  # of collecting and learning
@@ -54,7 +54,7 @@ class Learner(NamedTuple):
     target: Params
     optimiser: optax.OptState
     replay: Replay
-    diverged: Bool[Array, ""]  # weights became infinite or NaN; `params` are those before
+    diverged: Bool[Array, ""]  # weights became infinite or NaN; those here are of before
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,15 @@ class Loop:
         return jax.lax.scan(
             lambda learner, _: self.iterate(learner), self.start(key), None, self.spec.iterations
         )
+
+    def kept(self, learner: Learner) -> Params:
+        """The weights to assess and keep.
+
+        Of comparisons the moving average: single ones swing between policies whose choices are
+        worth almost the same.
+        """
+        compared = isinstance(self.environment.blank(), Comparisons)
+        return learner.target if compared else learner.params
 
     def iterate(self, learner: Learner) -> tuple[Learner, Metrics]:
         """Collect with the present weights, then learn from what is remembered."""

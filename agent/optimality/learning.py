@@ -36,9 +36,7 @@ OF, TAUGHT = "of", "taught"  # entries of the header
 def learn(spec: OptimalitySpec, name: str, told: Callable[[], object]) -> tuple[Tensors, bool]:
     """The weights of a router trained in a system, and whether they diverged in the end.
 
-    Weights are averaged over the last updates, by the learner's moving average: single ones swing
-    between policies whose choices are worth almost the same. Of a training that diverges they are
-    those before it did.
+    Of a training that diverges they are those before it did.
 
     Args:
         spec: the whole configuration.
@@ -54,7 +52,7 @@ def learn(spec: OptimalitySpec, name: str, told: Callable[[], object]) -> tuple[
     while learner.iteration < spec.agent.dqn.iterations and not learner.diverged:
         learner, _ = iterate(learner)
         told()
-    return tensors.flat(learner.target), bool(learner.diverged)
+    return tensors.flat(loop.kept(learner)), bool(learner.diverged)
 
 
 def save(spec: OptimalitySpec, name: str, weights: Tensors, whole: bool, command: str) -> None:

@@ -24,8 +24,8 @@ def route(
     others are taken to be as near to their bounds as the request: the likelihood p of an answer
     that is short enough falls by p (1 − p) / spread, times the share of the time left that is taken
     away. Models smaller than that which the plan serves on a device help there, at a price: models
-    that take turns slow each other down. A larger one may only where all that the plan serves is
-    out of order, or too small for the request.
+    that take turns slow each other down. A larger model takes a request only where all that the
+    plan serves is out of order, or too small for it.
 
     Args:
         model: That each device serves.

@@ -86,7 +86,7 @@ def test_an_architecture_has_another_schema_whenever_it_sees_something_else(
     )  # fmt: skip
     watch = Watch(architecture)
     run(CLUSTER, workload, watch, e2e_s=6.0, ttft_s=3.0, tpot_s=1.0)
-    # where this fails, raise the architecture's schema, unless the observation's was raised for it:
-    # weights trained before would misread
+    # where this fails, weights trained before would misread: raise the architecture's schema,
+    # unless OBSERVATION_SCHEMA was raised for the same change
     assert (architecture.schema, watch.values) == (schema, values)
     assert watch.total == pytest.approx(total, rel=1e-6)

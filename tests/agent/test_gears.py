@@ -63,10 +63,9 @@ PRICED = {
     "a smaller model of the same device, which helps, where what is served is crowded": (
         LARGEST, FREE, {"mask": only(0), "waiting": at(r1=100, r3=100)}, 0,
     ),
-    "but not where what is served is worth the price of help": (
-        LARGEST, 0.7, {"mask": only(0, 3)}, 3,
-    ),
-    "anybody, where all that is served is out of order": (LARGEST, FREE, {"mask": only(0)}, 0),
+    "but not where it is not worth the price of help": (LARGEST, 2.5, {"mask": only(0, 3)}, 3),
+    "as it is where time is dearer": (LARGEST, COSTLY, {"mask": only(0, 3)}, 0),
+    "anybody, where all that is served is out of order": (SMALLEST, FREE, {"mask": only(1)}, 1),
     "of equals the first": (LARGEST, FREE, {}, 1),
     "the smaller one, where the time of the larger is not worth it": (SPLIT, COSTLY, {}, 2),
     "another device, where one is crowded": (

@@ -152,10 +152,10 @@ def test_a_training_starts_anew_where_its_state_is_not_wanted(anew):
 
 
 def test_the_best_weights_in_validation_are_kept_those_before_any_learning_included(anew):
-    had = {0: tensors.flat(anew.run.learner.params)}
+    had = {0: tensors.flat(anew.run.learner.target)}
     while not anew.finished:
         anew.step()
-        had[anew.iteration] = tensors.flat(anew.run.learner.params)
+        had[anew.iteration] = tensors.flat(anew.run.learner.target)
     assert anew.run.assessed_at.tolist() == [0, 2, 4]
     performance = anew.run.validation.mean(axis=2)  # [K, S]
     which, seed = np.unravel_index(performance.argmax(), performance.shape)
@@ -164,6 +164,14 @@ def test_the_best_weights_in_validation_are_kept_those_before_any_learning_inclu
     best = had[int(anew.run.assessed_at[which])]
     assert kept.weights.keys() == best.keys()
     assert all((kept.weights[name] == best[name][seed]).all() for name in best)
+
+
+@pytest.mark.parametrize(("base", "kept"), [(TINY, "target"), (PLAYED, "params")])
+def test_of_comparisons_an_average_is_kept_and_of_what_is_played_the_latest_weights(base, kept):
+    spec = make_spec(base=base)
+    loop = make_loop(make_ground(spec), spec)
+    learner = loop.start(jax.random.key(0))
+    assert loop.kept(learner._replace(params="params", target="target")) == kept
 
 
 def test_seeds_come_to_different_routers(trainer):

@@ -69,6 +69,7 @@ def test_the_time_that_sequences_and_prompts_take_is_predicted(prompt):
         (3, 20, 4, 0.1 + 0.04 + 4 * 0.2 / 4),  # four decode, so that one prompt comes in a step
         (9, 20, 4, 0.1 + 0.04 + 4 * 0.2 / 4),  # no more than four at once
         (3, 30, 4, 0.1 + 0.04 + 4 * 0.3 / 4),
+        (3, 72, 4, 0.1 + 0.04 + 4 * 0.72 / 4),  # in two steps: four decode beside 36 tokens of it
         (3, 30, 60, 0.1 + 0.04 + 4 * 0.3 / 60),  # long outputs: hardly anybody leaves
     ],
 )
@@ -148,12 +149,12 @@ def test_predictions_rank_replicas_by_how_soon_they_would_answer():
 
 def test_rates_are_estimated_at_every_time_scale():
     cluster = make_cluster([[0]], step_s=[0.001], tasks=("a", "b"))
-    arrivals = np.arange(0, 40, 0.01)
+    arrivals = np.arange(0, 150, 0.02)
     tasks = np.arange(len(arrivals)) % 2
     workload = make_workload(arrivals.tolist(), task=tasks.tolist(), tasks=("a", "b"))
     _, seen = observations(cluster, workload, [0])
-    late = np.mean([s["rate_rps"] for s in seen[-400:]], axis=0)
-    assert late == pytest.approx(np.full((len(WINDOWS_S), 2), 50.0), rel=0.06)
+    late = np.mean([s["rate_rps"] for s in seen[-200:]], axis=0)
+    assert late == pytest.approx(np.full((len(WINDOWS_S), 2), 25.0), rel=0.06)
 
 
 @pytest.mark.parametrize("at_s", [0.3, 0.8, 3.0])
