@@ -16,7 +16,7 @@ from agent.compiled import Compiled
 from agent.learned import Learned
 from agent.service_plans.partitions import gears
 from sim import cluster as reference
-from sim.observation import Observation, idle
+from sim.observation import WINDOWS_S, Observation, idle
 from sim.policy import SHED
 from sim.ticks import to_ticks
 from sim.types import Bounds, Cluster, Result, Workload
@@ -56,7 +56,8 @@ def some_load(cluster: Cluster, seed: int, crowd: int, rate_rps: float) -> Obser
     """Any load of any replicas, some of which would take nobody."""
     rng, n = np.random.default_rng(seed), cluster.n_replicas
     running, waiting = rng.integers(0, crowd + 1, (2, n)).astype(np.int64)
-    windows = rng.poisson(rate_rps * np.array([0.25, 1, 4, 16])[:, None] / 2, (4, len(TASKS)))
+    mean = rate_rps * np.array(WINDOWS_S)[:, None] / 2
+    windows = rng.poisson(mean, (len(WINDOWS_S), len(TASKS)))
     return replace(
         idle(cluster, np), now_ticks=to_ticks(20.0), task=np.int64(rng.integers(len(TASKS))),
         prompt_tokens=np.int64(rng.integers(1, 50)), max_tokens=np.int64(rng.integers(1, 20)),
@@ -99,7 +100,7 @@ def test_so_many_times_the_devices_under_so_many_times_the_load_look_the_same(
 ):
     rng = np.random.default_rng(seed)
     crowd = rng.integers(0, 30, (8, n_models))
-    arrivals = rng.poisson(100, (4, len(TASKS)))
+    arrivals = rng.poisson(100, (len(WINDOWS_S), len(TASKS)))
 
     def features(times: int) -> np.ndarray:
         cluster = cluster_of(8 * times, n_models)

@@ -15,7 +15,7 @@ from agent.learned import Learned
 from sim.cluster import simulate
 from sim.config import ConfigError
 from sim.deploy import build_cluster
-from sim.observation import Observation, idle
+from sim.observation import WINDOWS_S, Observation, idle
 from sim.policy import SHED
 from sim.profile import load_bundle
 from sim.router import SIGNALS
@@ -52,7 +52,7 @@ def busy(cluster: Cluster, seed: int) -> Observation:
     """Replicas with more or less to do, all of it drawn at random, and a request among others."""
     rng = np.random.default_rng(seed)
     signals = {name: rng.integers(0, 60, cluster.n_replicas) for name in SIGNALS}
-    arrivals = rng.integers(1, 50, (4, len(cluster.tasks)))
+    arrivals = rng.integers(1, 50, (len(WINDOWS_S), len(cluster.tasks)))
     return replace(
         idle(cluster, np), **signals, prompt_tokens=200, max_tokens=256,
         e2e_slack_ticks=3 << 40, since_arrival_ticks=1 << 32, window_arrivals=arrivals,
@@ -143,7 +143,7 @@ def test_features_stay_within_a_few_units_whatever_the_load(
     seen = ARCHITECTURE.features(
         0,
         replace(
-            idle(cluster, np), **signals, window_arrivals=np.full((4, 4), arrivals),
+            idle(cluster, np), **signals, window_arrivals=np.full((len(WINDOWS_S), 4), arrivals),
             e2e_slack_ticks=bounds[0], ttft_slack_ticks=bounds[1], tpot_ticks=bounds[2],
             prompt_tokens=tokens[0], max_tokens=tokens[1], since_arrival_ticks=since,
         ),

@@ -14,6 +14,7 @@ from agent.compiled import deciding_fast
 from live.backend import Delta, Progress
 from live.ledger import Account, Ledger
 from sim.deploy import ClusterSpec, build_cluster
+from sim.observation import WINDOW_BITS
 from sim.policy import ValuingPolicy
 from sim.profile import load_bundle
 from sim.router import SIGNALS, Asked
@@ -209,7 +210,7 @@ def test_a_ledger_that_takes_over_knows_jobs_and_counts():
     newer.note_arrival(ASKED, TICKS_PER_S // 8)
     observation = newer.observe(ASKED, TICKS_PER_S // 8, np.ones(3, bool))
     assert observation.waiting.tolist() == [0, 1, 0]
-    assert observation.window_arrivals[:, 0].tolist() == [2, 2, 2, 2]
+    assert observation.window_arrivals[:, 0].tolist() == [2] * len(WINDOW_BITS)
     assert observation.since_arrival_ticks == TICKS_PER_S // 8
     assert observation.finished_tokens.tolist() == [4]
     assert newer.jobs == 1
