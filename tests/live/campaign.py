@@ -13,7 +13,7 @@ from time import perf_counter
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.live.client import Reply, Request, ask
+from tests.live.client import LEFT, Reply, Request, ask
 from tests.live.emulated_server import Emulated, Server, said, serving, words
 from tests.live.fault_proxy import KINDS, FaultProxy, Kind, always, drawn, proxying
 from tests.live.served import Served, serve
@@ -30,6 +30,8 @@ MOSTLY_WELL: tuple[Kind, ...] = (*KINDS, *["none"] * len(KINDS))
 LOOK_S = 0.1  # between two looks at the gateway
 REST_S = 2.0  # until connections are closed on both sides
 SHORT_S = 0.01  # a bound that is often passed
+ENDS = {LEFT, "backend_lost", "deadline_exceeded"}  # ways that have to come
+MOST = 10  # times as many requests as are wanted, until the rarest faults have come
 
 
 def server_at(port: int, first_s: float) -> str:
@@ -167,7 +169,11 @@ class Campaign:
             self.references[_plain(reply.request, reply.model)] = reply.text
 
     async def play(self, count: int) -> None:
-        """Clients ask, each for one thing after the other, while things go wrong."""
+        """Clients ask, each for one thing after the other, while things go wrong.
+
+        So many things, and on until all has gone wrong that can: workers are killed at times of
+        their own, and on a slow machine seldom.
+        """
         began_s = perf_counter()
         faults = Faults(self.served, self.proxy, self.seed + 1)
         async with faults.come(lambda: self._alive(*REPLICAS[:-1])):
@@ -207,6 +213,12 @@ class Campaign:
                     sums[sample.labels.get(by, "")] += int(sample.value)
         return sums
 
+    @property
+    def all_came(self) -> bool:
+        """Whether requests ended in every way that was wanted, one answered after it was lost."""
+        again = any(reply.answered and reply.attempts > 1 for reply in self.replies)
+        return again and {reply.outcome for reply in self.replies} >= ENDS
+
     def ends(self) -> Counter[tuple[str, str]]:
         """How often each request ended by the gateway's own log, and how."""
         lines = [line for line in self.served.lines() if line["event"] == "request ended"]
@@ -234,18 +246,21 @@ class Campaign:
 
         async def client() -> None:
             for request in requests:
-                replies.append(await ask(self.session, request))
-                await asyncio.sleep(replies[-1].retry_after_s or 0)
+                reply = await ask(self.session, request)
+                replies.append(reply)
+                self.replies.append(reply)
+                await asyncio.sleep(reply.retry_after_s or 0)
 
         async with asyncio.TaskGroup() as together:
             for _ in range(clients):
                 together.create_task(client())
-        self.replies += replies
         return replies
 
     def _requests(self, count: int) -> Iterator[Request]:
         random = Random(self.seed)
-        for number in range(count):
+        for number in range(MOST * count):
+            if number >= count and self.all_came:
+                return
             model = random.choice(("best-effort",) * 6 + (*OURS, FAR))
             yield Request(
                 id=f"r{number}",

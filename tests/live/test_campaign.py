@@ -54,15 +54,13 @@ def assert_all_known(one: Campaign) -> None:
             assert reply.text == whole if reply.answered else whole.startswith(reply.text), reply
     answers = Counter(one.references.values())
     assert len(answers) > len(one.references) / 4  # so that a mix-up is seen
-    outcomes = Counter(reply.outcome for reply in one.replies)
-    assert {LEFT, "backend_lost", "deadline_exceeded"} <= outcomes.keys()
     routed = [
         reply.answered for reply in one.replies if reply.request.model == ROUTER
         and reply.request.leaves_s is None and reply.request.e2e_s > SHORT_S
     ]  # fmt: skip
     assert sum(routed) > 0.5 * len(routed)
     assert one.kills
-    assert any(reply.answered and reply.attempts > 1 for reply in one.replies)
+    assert one.all_came
 
 
 async def assert_counted(one: Campaign) -> None:
