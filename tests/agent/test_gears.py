@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.architectures import Gears
+from agent.architectures.gears import RATES
 from agent.service_plans.partitions import gears, placements
 from agent.service_plans.pricing import route
-from sim.observation import idle
+from sim.observation import WINDOWS_S, idle
 from sim.policy import SHED
 from sim.ticks import to_ticks
 from tests.agent.situations import at, of_one_token, only
@@ -141,6 +142,25 @@ def test_there_is_a_choice_for_each_gear_whatever_is_held():
     first, other = (GEARS.features(np.int32(held), seen) for held in (0, 7))
     assert len(first) == 11
     assert np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("second_rps", "four_rps", "scale"),
+    [(90, 30, 1), (1, 30, 2)],  # a rise; a burst that ended
+)
+def test_the_first_guess_is_at_the_higher_of_the_rates_over_one_and_four_seconds(
+    second_rps, four_rps, scale
+):
+    rates_rps = np.array([second_rps, second_rps, *[four_rps] * (len(WINDOWS_S) - 2)])
+    counted = np.ceil(rates_rps * np.array(WINDOWS_S)).astype(np.int64)
+    seen = replace(
+        idle(make_cluster([[0, 1, 2]] * 2, step_s=[0.1, 1.0, 2.0]), np), max_tokens=np.int64(10),
+        now_ticks=np.int64(to_ticks(WINDOWS_S[-1] - 1e-4)), e2e_slack_ticks=np.int64(SLACK),
+        window_arrivals=counted[:, None],
+    )  # fmt: skip
+    regret = GEARS.features(np.int32(0), seen)[:, 2 * RATES : 3 * RATES]
+    assert regret[:, -1] == pytest.approx(regret[:, scale])
+    assert regret[:, -1] != pytest.approx(regret[:, 3 - scale])
 
 
 def test_a_gear_routes_to_the_models_of_its_devices():
